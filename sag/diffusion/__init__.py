@@ -1,0 +1,19 @@
+"""The diffusion process: schedules, closed forms, the denoiser and the samplers."""
+
+from sag.diffusion.denoiser import Denoiser, DenoiserLike, Prediction
+from sag.diffusion.gaussian import GaussianDiffusion
+from sag.diffusion.samplers import DDIM, DDPM, Sampler, Step, sample
+from sag.diffusion.schedule import Schedule
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Denoiser",
+    "DenoiserLike",
+    "GaussianDiffusion",
+    "Prediction",
+    "Sampler",
+    "Schedule",
+    "Step",
+    "sample",
+]

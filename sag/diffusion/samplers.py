@@ -1,0 +1,129 @@
+"""Samplers: one step each, and the one loop. They run on any denoiser and know nothing of guidance."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sag.diffusion.denoiser import DenoiserLike, Prediction
+from sag.diffusion.gaussian import GaussianDiffusion
+
+
+@dataclass(frozen=True)
+class Step:
+    """After one step: its index t, the less noisy x (x_{t-1}) and the predicted clean x_0, both (N, C, H, W) float32."""
+
+    t: int
+    x: Tensor
+    x_0: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """steps: how the schedule is respaced before sampling (see `Schedule.respace`)."""
+
+    steps: int | str = 250
+
+    @abstractmethod
+    def step(
+        self,
+        diffusion: GaussianDiffusion,
+        x_t: Tensor,
+        t: int,
+        prediction: Prediction,
+        noise: Callable[[int], Tensor],
+    ) -> Step:
+        """Go from x_t to x_{t-1}. noise(t): standard normal of the shape of x_t, called only if the step is random."""
+
+
+@dataclass(frozen=True)
+class DDPM(Sampler):
+    """Ancestral sampling (arXiv:2006.11239, Alg. 2), with classifier guidance by arXiv:2105.05233, Alg. 1."""
+
+    def step(
+        self,
+        diffusion: GaussianDiffusion,
+        x_t: Tensor,
+        t: int,
+        prediction: Prediction,
+        noise: Callable[[int], Tensor],
+    ) -> Step:
+        """See `Sampler.step`; the last step (t = 0) returns the mean."""
+        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps)
+        x = diffusion.posterior_mean(x_t, t, x_0)
+        if prediction.score is not None:
+            x = x + prediction.log_variance.exp() * prediction.score
+        if t > 0:
+            x = x + (0.5 * prediction.log_variance).exp() * noise(t)
+        return Step(t, x, x_0)
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """The implicit sampler (arXiv:2010.02502, Eq. 12), with classifier guidance by arXiv:2105.05233, Alg. 2.
+
+    eta: 0 is deterministic, 1 as random as DDPM with the small variance.
+    """
+
+    eta: float = 0.0
+
+    def step(
+        self,
+        diffusion: GaussianDiffusion,
+        x_t: Tensor,
+        t: int,
+        prediction: Prediction,
+        noise: Callable[[int], Tensor],
+    ) -> Step:
+        """See `Sampler.step`. As in guided-diffusion, eps is taken again from the clamped x_0, and the classifier's shift of it
+        is not clamped after.
+        """
+        schedule = diffusion.schedule
+        alpha_bar, alpha_bar_prev = float(schedule.alpha_bar[t]), float(schedule.alpha_bar_prev[t])
+        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps)
+        eps = diffusion.eps_from_x0(x_t, t, x_0)
+        if prediction.score is not None:
+            eps = eps - (1 - alpha_bar) ** 0.5 * prediction.score
+            x_0 = diffusion.x0_from_eps(x_t, t, eps)
+        sigma = self.eta * float(schedule.posterior_variance[t]) ** 0.5
+        x = alpha_bar_prev**0.5 * x_0 + (1 - alpha_bar_prev - sigma**2) ** 0.5 * eps
+        if t > 0 and sigma > 0:
+            x = x + sigma * noise(t)
+        return Step(t, x, x_0)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: DenoiserLike,
+    sampler: Sampler,
+    x_T: Tensor,
+    y: Tensor | None = None,
+    *,
+    noise: Callable[[int], Tensor],
+) -> Iterator[Step]:
+    """Walk from pure noise to images, one `Step` at a time; the last one's x is the sample.
+
+    Args:
+        denoiser: its diffusion is already respaced to the sampler's steps.
+        x_T: (N, C, H, W) float32 standard normal.
+        y: (N,) int64 labels, where the denoiser is conditional.
+        noise: noise(t) gives the standard normal of step t, of the shape of x_T.
+
+    Raises:
+        FloatingPointError: the first step after which a value is not finite, and in which images.
+    """
+    x = x_T
+    steps = len(denoiser.diffusion.schedule)
+    for t in reversed(range(steps)):
+        step = sampler.step(denoiser.diffusion, x, t, denoiser(x, t, y), noise)
+        x = step.x
+        bad = ~torch.isfinite(x).flatten(1).all(dim=1)
+        if bad.any():
+            raise FloatingPointError(
+                f"step {steps - t} of {steps} (t = {t}, tau = {denoiser.diffusion.schedule.tau[t]:g}) gave values that are not "
+                f"finite in image {', '.join(map(str, bad.nonzero().flatten().tolist()))} of the batch; "
+                "a smaller guidance scale or precision=float32 may help"
+            )
+        yield step

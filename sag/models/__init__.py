@@ -1,0 +1,19 @@
+"""Networks and their weights."""
+
+from sag.models.attention import Attend, Attention, AttentionLayer, check_layers
+from sag.models.checkpoints import load_checkpoint, load_network
+from sag.models.classifier import Classifier
+from sag.models.unet import UNet, UNetOutput, UpsamplingUNet
+
+__all__ = [
+    "Attend",
+    "Attention",
+    "AttentionLayer",
+    "Classifier",
+    "UNet",
+    "UNetOutput",
+    "UpsamplingUNet",
+    "check_layers",
+    "load_checkpoint",
+    "load_network",
+]

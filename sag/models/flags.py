@@ -1,0 +1,173 @@
+"""The command-line flags of guided-diffusion and improved-diffusion, read into constructor arguments.
+
+Flag names and defaults are facts of those programs; people have them in their shell scripts.
+"""
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+NETWORK_FLAGS: dict[str, Any] = {
+    "image_size": 64,
+    "large_size": None,
+    "small_size": None,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "channel_mult": "",
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "dropout": 0.0,
+    "class_cond": False,
+    "learn_sigma": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+}
+DIFFUSION_FLAGS: dict[str, Any] = {
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "learn_sigma": False,
+    "sigma_small": False,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+    "clip_denoised": True,
+}
+CLASSIFIER_FLAGS: dict[str, Any] = {
+    "image_size": 64,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+}
+# Flags that say nothing about a network or its diffusion: training, precision, and how a program is run.
+OTHER_FLAGS = frozenset(
+    [
+        "use_kl",
+        "rescale_learned_sigmas",
+        "use_checkpoint",
+        "use_fp16",
+        "classifier_use_fp16",
+        "batch_size",
+        "num_samples",
+        "use_ddim",
+        "model_path",
+        "classifier_path",
+        "classifier_scale",
+        "base_samples",
+    ]
+)
+CHANNEL_MULT = {  # by image size; the last is improved-diffusion's
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
+UPSAMPLER_CHANNEL_MULT = {512: (1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4)}  # by large_size
+IMAGENET_CLASSES = 1000
+
+Flags = Mapping[str, object] | str
+"""Flags by name, or as one line of a shell script ("--image_size 64 --class_cond True")."""
+
+
+def read_flags(flags: Flags, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill `defaults` from `flags`, converting text ("True", "0.1", "32") to the type of the default.
+
+    Raises:
+        ValueError: an unknown flag name (with the nearest known one), or text that is not of the flag's type.
+    """
+    given = _split_line(flags) if isinstance(flags, str) else flags
+    known = {*NETWORK_FLAGS, *DIFFUSION_FLAGS, *CLASSIFIER_FLAGS, *OTHER_FLAGS}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"unknown flag {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return {name: _convert(name, given[name], default) if name in given else default for name, default in defaults.items()}
+
+
+def _split_line(line: str) -> dict[str, object]:
+    words = [part for word in shlex.split(line) for part in word.split("=", 1)]
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"flags must come as '--name value' pairs, got {line!r}")
+    return {name[2:]: value for name, value in zip(names, values, strict=True)}
+
+
+def _convert(name: str, value: object, default: Any) -> Any:
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        return float(value) if isinstance(default, float) else int(value)
+    except (KeyError, ValueError):
+        kind = {bool: "True or False", float: "a number"}.get(type(default), "a whole number")
+        raise ValueError(f"flag {name} must be {kind}, got {value!r}") from None
+
+
+def _numbers(name: str, text: object) -> tuple[float, ...]:
+    try:
+        return tuple(int(part) if float(part).is_integer() else float(part) for part in str(text).split(","))
+    except ValueError:
+        raise ValueError(f"flag {name} must be numbers separated by commas, got {text!r}") from None
+
+
+def _channel_mult(text: object, size: int, defaults: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
+    if text:
+        return _numbers("channel_mult", text)
+    if size not in defaults:
+        raise ValueError(f"size {size} has no default channel_mult (only {sorted(defaults)} have); give the flag channel_mult")
+    return defaults[size]
+
+
+def _positive(number: int) -> int | None:
+    return None if number == -1 else number
+
+
+def read_unet_flags(flags: Flags) -> dict[str, Any]:
+    """Constructor arguments of `UNet`; with large_size given, those of `UpsamplingUNet`.
+
+    guided-diffusion's networks have 3 image channels and 1000 classes.
+    """
+    f = read_flags(flags, NETWORK_FLAGS)
+    size = f["large_size"] or f["image_size"]
+    return {
+        "image_size": size,
+        "in_channels": 6 if f["large_size"] else 3,
+        "model_channels": f["num_channels"],
+        "out_channels": 6 if f["learn_sigma"] else 3,
+        "num_res_blocks": f["num_res_blocks"],
+        "attention_resolutions": _numbers("attention_resolutions", f["attention_resolutions"]),
+        "channel_mult": _channel_mult(f["channel_mult"], size, UPSAMPLER_CHANNEL_MULT if f["large_size"] else CHANNEL_MULT),
+        "num_classes": IMAGENET_CLASSES if f["class_cond"] else None,
+        "dropout": f["dropout"],
+        "num_heads": f["num_heads"],
+        "num_heads_upsample": _positive(f["num_heads_upsample"]),
+        "num_head_channels": _positive(f["num_head_channels"]),
+        "use_scale_shift_norm": f["use_scale_shift_norm"],
+        "resblock_updown": f["resblock_updown"],
+        "use_new_attention_order": f["use_new_attention_order"],
+    }
+
+
+def read_classifier_flags(flags: Flags) -> dict[str, Any]:
+    """Constructor arguments of `Classifier`."""
+    f = read_flags(flags, CLASSIFIER_FLAGS)
+    return {
+        "image_size": f["image_size"],
+        "in_channels": 3,
+        "model_channels": f["classifier_width"],
+        "num_classes": IMAGENET_CLASSES,
+        "num_res_blocks": f["classifier_depth"],
+        "attention_resolutions": _numbers("classifier_attention_resolutions", f["classifier_attention_resolutions"]),
+        "channel_mult": _channel_mult("", f["image_size"], CHANNEL_MULT),
+        "pool": f["classifier_pool"],
+        "use_scale_shift_norm": f["classifier_use_scale_shift_norm"],
+        "resblock_updown": f["classifier_resblock_updown"],
+    }

@@ -1,0 +1,27 @@
+"""Installs the library `sag`; the scripts and configs are run from the checkout."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="sag",
+    version="0.1.0",
+    description="Self-Attention Guidance and its companions for pretrained diffusion models",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["sag", "sag.*"]),
+    package_data={"sag": ["py.typed", "weights/*.safetensors"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "blobfile",
+        "mpi4py",
+        "tqdm",
+        "torch-fidelity",
+        "hydra-core>=1.3",
+        "safetensors",
+        "pillow",
+    ],
+    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs"], "mpi": ["mpich"]},
+)

@@ -1,0 +1,116 @@
+"""Samplers against exact Gaussian data and the reference programs' trajectories."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import fill, golden, noise, relative_error, small_denoiser
+
+from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, Prediction, Schedule, sample
+from sag.models import UNet
+
+MEAN = torch.tensor([0.6, -1.1], dtype=torch.float32)
+COVARIANCE = torch.tensor([[0.9, 0.5], [0.5, 0.6]], dtype=torch.float32)
+
+
+class ExactDenoiser:
+    """The best possible denoiser of two-pixel "images" that are Gaussian with MEAN and COVARIANCE."""
+
+    null_label = None
+
+    def __init__(self, steps):
+        self.attention_layers = {}
+        self.diffusion = GaussianDiffusion(Schedule.linear().respace(steps), "fixed_small", clip_denoised=False)
+
+    def __call__(self, x_t, t, y=None, *, capture=(), attend=None):
+        alpha_bar = float(self.diffusion.schedule.alpha_bar[t])
+        of_xt = torch.linalg.inv(alpha_bar * COVARIANCE + (1 - alpha_bar) * torch.eye(2))
+        eps = (1 - alpha_bar) ** 0.5 * (x_t.flatten(1) - alpha_bar**0.5 * MEAN) @ of_xt
+        return Prediction(eps.view(x_t.shape), self.diffusion.fixed_log_variance(t, x_t))
+
+
+@pytest.mark.parametrize("sampler", [DDPM(1000), DDIM(1000), DDIM(1000, eta=1.0)], ids=["ddpm", "ddim", "ddim-eta1"])
+def test_gaussian_data_comes_back_with_its_mean_and_covariance(sampler):
+    n = 40000
+    x_T = noise(3, 1000, (n, 2, 1, 1))
+    *_, last = sample(ExactDenoiser(sampler.steps), sampler, x_T, noise=lambda t: noise(4, t, (n, 2, 1, 1)))
+    x = last.x.flatten(1).double()
+    np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
+    np.testing.assert_allclose(x.T.cov(), COVARIANCE, atol=0.03)
+
+
+def test_ddim_without_randomness_is_the_exact_affine_map():
+    """On Gaussian data DDIM is affine, so three points give its mean and covariance without sampling error."""
+    x_T = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 2, 1, 1)
+    *_, last = sample(ExactDenoiser(1000), DDIM(1000), x_T, noise=lambda t: pytest.fail("DDIM with eta = 0 asked for noise"))
+    mean, *ends = last.x.flatten(1)
+    matrix = torch.stack([end - mean for end in ends], dim=1)
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(matrix @ matrix.T, COVARIANCE, atol=0.01)
+
+
+def test_the_trajectory_of_iddpm_cifar10_is_that_of_the_reference():
+    cases, arrays = golden("iddpm")
+    flags = cases["iddpm_cifar10_uncond"]["flags"]
+    denoiser = Denoiser(fill(UNet.from_flags(flags)), GaussianDiffusion.from_flags(flags).respace(10))
+    shape = (2, 3, 32, 32)
+    *_, last = sample(denoiser, DDPM(10), noise(7, 0, shape), noise=lambda t: noise(11, t, shape))
+    assert relative_error(last.x, arrays["iddpm_cifar10_uncond/ddpm_10"]) < 1e-3
+
+
+def test_eta_is_the_share_of_ddpms_noise():
+    denoiser = small_denoiser()
+    x = noise(7, 0, (1, 3, 16, 16))
+    prediction = denoiser(x, 2)
+    zero, half = (
+        DDIM(4, eta).step(denoiser.diffusion, x, 2, prediction, lambda t: torch.zeros_like(x)).x for eta in (0.0, 0.5)
+    )
+    noisy = DDIM(4, 0.5).step(denoiser.diffusion, x, 2, prediction, lambda t: torch.ones_like(x)).x
+    sigma = 0.5 * denoiser.diffusion.schedule.posterior_variance[2] ** 0.5
+    torch.testing.assert_close(noisy - half, torch.full_like(x, sigma))
+    assert not torch.equal(zero, half)
+
+
+def test_the_last_step_adds_no_noise():
+    denoiser = small_denoiser()
+    x = noise(7, 0, (1, 3, 16, 16))
+    for sampler in (DDPM(4), DDIM(4, eta=1.0)):
+        step = sampler.step(denoiser.diffusion, x, 0, denoiser(x, 0), lambda t: pytest.fail("noise at the last step"))
+        torch.testing.assert_close(step.x, step.x_0, rtol=0, atol=1e-5)
+
+
+def test_predicting_x_0_or_eps_is_the_same_sampler():
+    """A network that predicts x_0 where another predicts eps walks the same way."""
+    base = small_denoiser(out_channels=3)
+    eps_diffusion = GaussianDiffusion(base.diffusion.schedule, "fixed_small", "eps", clip_denoised=False)
+    x0_diffusion = GaussianDiffusion(base.diffusion.schedule, "fixed_small", "x_0", clip_denoised=False)
+    x = noise(7, 0, (1, 3, 16, 16))
+    expected = Denoiser(base.network, eps_diffusion)(x, 2)
+
+    class PredictsClean:
+        num_classes = None
+
+        def __call__(self, x, tau, y, **arguments):
+            output = base.network(x, tau, y, **arguments)
+            return output._replace(sample=x0_diffusion.x0_from_eps(x, 2, output.sample))
+
+    found = Denoiser(PredictsClean(), x0_diffusion)(x, 2)
+    torch.testing.assert_close(found.eps, expected.eps, rtol=0, atol=1e-5)
+    assert torch.equal(found.log_variance, expected.log_variance)
+
+
+def test_values_that_are_not_finite_stop_the_run_and_name_the_step():
+    denoiser = small_denoiser()
+
+    class Breaks:
+        diffusion = denoiser.diffusion
+
+        def __call__(self, x_t, t, y=None):
+            prediction = denoiser(x_t, t)
+            if t == 1:
+                prediction.eps[1, 0, 0, 0] = float("nan")
+            return prediction
+
+    shape = (3, 3, 16, 16)
+    steps = sample(Breaks(), DDPM(4), noise(7, 0, shape), noise=lambda t: noise(8, t, shape))
+    with pytest.raises(FloatingPointError, match=r"step 3 of 4 \(t = 1, tau = 333\) .*not finite in image 1 of the batch"):
+        list(steps)

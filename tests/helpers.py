@@ -1,0 +1,98 @@
+"""What the tests share: the golden numbers, the rules their inputs follow, and small networks."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sag.diffusion import Denoiser, GaussianDiffusion, Schedule
+from sag.models import Classifier, UNet
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name):
+    """The description and the arrays of one golden file."""
+    return json.loads((GOLDEN / f"{name}.json").read_text()), np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+
+
+def shapes(network):
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def fill(network):
+    """Give every weight the value that the golden rule derives from its name."""
+    state = {}
+    for name, value in network.state_dict().items():
+        n = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(value.shape), dtype=np.float32)
+        if value.dim() >= 2:
+            n = n * np.float32(1 / np.sqrt(np.prod(value.shape[1:])))
+        elif name.endswith("weight"):
+            n = 1 + np.float32(0.1) * n
+        else:
+            n = np.float32(0.1) * n
+        state[name] = torch.from_numpy(n)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def noise(seed, i, shape):
+    return torch.from_numpy(np.random.default_rng([seed, i]).standard_normal(shape, dtype=np.float32))
+
+
+def relative_error(found, expected):
+    """The largest difference in units of the standard deviation of what is expected."""
+    return float(np.abs(np.asarray(found) - expected).max() / np.std(expected))
+
+
+SMALL = {
+    "image_size": 16,
+    "in_channels": 3,
+    "model_channels": 32,
+    "out_channels": 6,
+    "num_res_blocks": 1,
+    "attention_resolutions": (8,),
+    "channel_mult": (1, 2),
+    "num_head_channels": 8,
+}
+
+
+def small_unet(**changes):
+    return fill(UNet(**{**SMALL, **changes}))
+
+
+def small_classifier(**changes):
+    arguments = {
+        "image_size": 16,
+        "in_channels": 3,
+        "model_channels": 32,
+        "num_classes": 4,
+        "num_res_blocks": 1,
+        "attention_resolutions": (8,),
+        "channel_mult": (1, 2),
+        "num_head_channels": 16,
+    }
+    return fill(Classifier(**{**arguments, **changes}))
+
+
+def small_denoiser(steps=4, null_label=None, **changes):
+    diffusion = GaussianDiffusion(Schedule.linear().respace(steps))
+    return Denoiser(small_unet(**changes), diffusion, null_label)
+
+
+class Counting:
+    """A denoiser that counts how often it is asked."""
+
+    def __init__(self, denoiser):
+        self.denoiser = denoiser
+        self.calls = 0
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.denoiser(*args, **kwargs)
