@@ -1,0 +1,127 @@
+"""Self-Attention Guidance (arXiv:2210.00939, Alg. 1): blur where the model attends."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sag.diffusion import DenoiserLike
+from sag.guidance.base import Branch, GuidanceState
+from sag.guidance.blur import BlurGuidance
+from sag.models import Attention, check_layers
+
+MASKS = ("attention", "global", "random", "square", "high_frequency")
+RELEASED_HEADS = 4
+
+
+def attention_mass(attention: Attention, heads: Literal[True, "released"] = True) -> Tensor:
+    """How much each position is attended to: the mean over heads of the attention summed over queries.
+
+    Returns (N, h, w) float32; its mean over positions is 1. heads: True takes the layer's own; "released" splits the channels
+    as the released program does, into 4 groups of the interleaved [head][q,k,v][channel] layout whatever the layer has,
+    which is the same where it has 4 heads and not an attention map elsewhere.
+    """
+    q, k = attention.q.float(), attention.k.float()  # (N, heads, T, D)
+    if heads == "released":
+        interleaved = torch.stack([attention.q, attention.k, attention.v], dim=2).float()  # (N, heads, 3, T, D)
+        channels = interleaved.transpose(3, 4).flatten(1, 3)  # (N, 3 C, T)
+        q, k, _ = channels.unflatten(1, (RELEASED_HEADS, 3, -1)).transpose(3, 4).unbind(2)  # (N, 4, T, C / 4)
+    mass = torch.zeros_like(q[:, 0, :, 0])  # (N, T)
+    for q_head, k_head in zip(q.unbind(1), k.unbind(1), strict=True):  # one head at a time: T x T is the large thing here
+        mass += (q_head @ k_head.mT / q_head.shape[-1] ** 0.5).softmax(dim=-1).sum(dim=1)
+    return (mass / q.shape[1]).unflatten(1, attention.size)
+
+
+class SelfAttentionGuidance(BlurGuidance):
+    """Guidance away from the prediction made for an image blurred where the model attends.
+
+    Args:
+        scale: the paper's s; the released program's command line takes 1 + s.
+        layer: the attention layer that is read, "output.2", "middle", ... (see `UNet.attention_layers`).
+        blur_sigma, blur_kernel, branch, interval: see `BlurGuidance`.
+        threshold: the paper's psi; positions with more attention mass are blurred.
+        heads: True, or "released" to repeat the released program's split (see `attention_mass`).
+        blend: "clean" blends the predicted clean image with its blur and adds the predicted noise again, as the released
+            program does; "noisy" blends in x_t space, as the paper writes (they differ where x_0 was clamped).
+        mask: "attention", or one of the paper's ablations: "global" (everywhere: blur guidance), or as many positions as the
+            attention mask has, at "random" places, in a "square" around the centre, or where x_0 has most "high_frequency"
+            energy.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        layer: str,
+        blur_sigma: float,
+        blur_kernel: int = 31,
+        threshold: float = 1.0,
+        heads: Literal[True, "released"] = True,
+        blend: Literal["clean", "noisy"] = "clean",
+        branch: Branch = "uncond",
+        mask: Literal["attention", "global", "random", "square", "high_frequency"] = "attention",
+        interval: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(scale, blur_sigma, blur_kernel, branch, interval)
+        if heads not in (True, "released"):
+            raise ValueError(f"heads must be true or released, got {heads!r}")
+        if blend not in ("clean", "noisy"):
+            raise ValueError(f"blend must be clean or noisy, got {blend!r}")
+        if mask not in MASKS:
+            raise ValueError(f"unknown mask {mask!r}; expected one of {', '.join(MASKS)}")
+        self.layer = layer
+        self.threshold = threshold
+        self.heads = heads
+        self.blend = blend
+        self.mask_kind = mask
+        self.capture = () if mask == "global" else (layer,)
+
+    def check(self, denoiser: DenoiserLike) -> None:
+        """Raise a ValueError for a layer the network lacks, or a released head split that it cannot have."""
+        check_layers([self.layer], denoiser.attention_layers)
+        layer = denoiser.attention_layers[self.layer]
+        if self.heads == "released" and (layer.new_order or layer.channels % RELEASED_HEADS):
+            raise ValueError(
+                f"heads=released is not defined for layer {self.layer}: the released program knows neither the new attention "
+                f"order nor channels that {RELEASED_HEADS} does not divide; use heads=true"
+            )
+
+    def mask(self, state: GuidanceState, x_0: Tensor, blurred: Tensor) -> Tensor:
+        """(N, h, w) bool: the positions of the layer's map to blur."""
+        attention = state.prediction(self.branch).attention[self.layer]
+        chosen = attention_mass(attention, self.heads) > self.threshold
+        if self.mask_kind == "random":
+            chosen = _as_many(chosen, state.random(attention.size))
+        elif self.mask_kind == "square":
+            chosen = _as_many(chosen, _centredness(attention.size, x_0.device).expand(chosen.shape))
+        elif self.mask_kind == "high_frequency":
+            energy = (x_0 - blurred).square().mean(dim=1)  # (N, H, W)
+            chosen = _as_many(chosen, F.adaptive_avg_pool2d(energy, attention.size))
+        return chosen
+
+    def degrade(self, state: GuidanceState) -> Tensor:
+        """The degraded x_t, (N, C, H, W): blurred under the mask, which nearest neighbours enlarge to the image."""
+        if self.mask_kind == "global":
+            return super().degrade(state)
+        x_0, blurred = self.clean_and_blurred(state)
+        mask = (
+            F.interpolate(self.mask(state, x_0, blurred)[:, None].float(), x_0.shape[2:], mode="nearest") > 0.5
+        )  # (N, 1, H, W)
+        eps = state.prediction(self.branch).eps
+        if self.blend == "noisy":
+            return torch.where(mask, state.diffusion.q_sample(blurred, state.t, eps), state.x_t)
+        return state.diffusion.q_sample(torch.where(mask, blurred, x_0), state.t, eps)
+
+
+def _as_many(chosen: Tensor, scores: Tensor) -> Tensor:
+    """As many positions as `chosen` (N, h, w) has in each image, where `scores` (N, h, w) are highest."""
+    ranks = scores.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count = chosen.flatten(1).sum(dim=1, keepdim=True)
+    return (ranks < count).view(chosen.shape)
+
+
+def _centredness(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(h, w): highest in the middle, equal along squares around it."""
+    lines = [(torch.arange(n, device=device) - (n - 1) / 2).abs() / n for n in size]
+    return -torch.maximum(lines[0][:, None], lines[1][None, :])
