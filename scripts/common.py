@@ -1,0 +1,201 @@
+"""What the scripts share: composing with clear errors, devices and precisions, and loading what a config names."""
+
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import blobfile
+import hydra
+import torch
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sag.guidance import Guidance
+from sag.models import Classifier, UNet, load_network
+from sag.models.checkpoints import CheckpointMismatch
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+USER_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    FloatingPointError,
+    torch.OutOfMemoryError,
+    blobfile.Error,
+)
+
+
+def run(main: Callable[[DictConfig], None], config_name: str, schema: type) -> None:
+    """Compose `config_name` with the command line and call `main`; an error becomes one sentence on stderr and exit code 1.
+
+    schema: a dataclass of the keys that `main` knows. With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
+    """
+    _keep_memory()
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+
+    @functools.wraps(main)
+    def job(cfg: DictConfig) -> None:
+        unknown = set(cfg) - {field.name for field in dataclasses.fields(schema)}
+        if unknown:
+            sys.exit(f"error: unknown config key {', '.join(sorted(map(repr, unknown)))}; --cfg job lists all keys")
+        _report(lambda: main(cfg), full)
+
+    _report(hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job), full)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed buffers: handing them back and faulting them in again costs a CPU up to half its time."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no buffer of its own mapping
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB may lie idle
+
+
+def _report(call: Callable[[], None], full: bool) -> None:
+    try:
+        call()
+    except USER_ERRORS as error:
+        if full:
+            raise
+        sys.exit(f"error: {_sentence(error)}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues from the last finished batch")
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        if isinstance(error.__cause__, TypeError):  # an argument that the constructor does not have, or has not got
+            return " ".join(f"{error.__cause__}; see the file in configs/ for the keys there are".split())
+        return _sentence(error.__cause__)
+    message = " ".join(str(error).split())
+    missing = re.search(r"Could not (?:load|find) '(\w+)/(.*?)'", message)
+    if missing:
+        group, name = missing.groups()
+        return f"unknown {group} {name!r}; expected one of {', '.join(_choices(group))}"
+    if message.startswith("Could not override '"):
+        key = message.split("'")[1]
+        return f"unknown config key {key!r}; {_nearest_key(key)}--cfg job lists all keys"
+    return message
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def _nearest_key(key: str) -> str:
+    words = {word for file in CONFIGS.rglob("*.yaml") for word in _keys(OmegaConf.to_container(OmegaConf.load(file)))}
+    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], words, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _keys(node: Any) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    return [key for name, value in node.items() for key in [str(name), *_keys(value)]]
+
+
+def pick_device(name: str, precision: str) -> torch.device:
+    """The device `name` stands for ("auto": a GPU if there is one), with float32 meaning float32 on it.
+
+    Raises:
+        ValueError: an unknown or absent device, an unknown precision, or float16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    gpu = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if gpu else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {name!r} was asked for, but this machine shows {torch.cuda.device_count()} GPUs; use device=cpu"
+        )
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("precision=float16 needs a GPU; on a CPU use precision=bfloat16 or precision=float32")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:
+    """Move a network to its device and precision, and compile it if asked."""
+    network.set_precision(PRECISIONS[precision])
+    network.to(device)
+    if compiled:
+        network.compile()
+
+
+def load(node: DictConfig, device: torch.device, precision: str, compiled: bool) -> Any:
+    """The network of a config with `network` and `checkpoint`, its weights loaded.
+
+    Raises:
+        ValueError: weights that do not fit, with the names of the configs that they do fit.
+    """
+    with torch.device("meta"):
+        network = instantiate(node.network, _convert_="all")
+    try:
+        load_network(network, node.checkpoint)
+    except CheckpointMismatch as error:
+        fitting = _fitting_configs(error.shapes)
+        advice = f"its entries fit {' or '.join(fitting)}" if fitting else "no config in configs/ has these entries"
+        raise ValueError(f"{error}; {advice}") from error
+    set_up(network, device, precision, compiled)
+    return network
+
+
+def _fitting_configs(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    fitting = []
+    for group in ("model", "classifier"):
+        for file in sorted((CONFIGS / group).glob("*.yaml")):
+            with torch.device("meta"):
+                network = instantiate(OmegaConf.load(file).network, _convert_="all")
+            if shapes == {name: tuple(value.shape) for name, value in network.state_dict().items()}:
+                fitting.append(f"{group}={file.stem}")
+    return fitting
+
+
+def build_guidance(node: Mapping[str, DictConfig], load_node: Callable[[DictConfig], Any]) -> list[Guidance]:
+    """The techniques of the config list `guidance`, in its order; a network that one names is loaded with `load_node`.
+
+    Raises:
+        ValueError: a technique that names a network which is not configured.
+    """
+    techniques = []
+    for name, arguments in node.items():
+        networks = {}
+        for key, value in arguments.items():
+            if value is None:
+                choices = ", ".join(_choices(str(key)))
+                raise ValueError(
+                    f"guidance {name!r} needs a {key!s}, and this model comes with none; add {key!s}=... (one of {choices})"
+                )
+            if OmegaConf.is_dict(value) and "checkpoint" in value:
+                networks[str(key)] = load_node(value)
+        rest = {key: value for key, value in arguments.items() if key not in networks}
+        techniques.append(instantiate(rest, _convert_="all", **networks))
+    return techniques

@@ -1,0 +1,112 @@
+"""Every config builds what it says, at the published shapes and settings."""
+
+import pytest
+import sample  # noqa: F401  registers the schema of sample.yaml
+import torch
+from common import CONFIGS
+from helpers import golden, shapes
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
+CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))
+PUBLISHED, IDDPM, OTHERS = golden("published")[0], golden("iddpm")[0], golden("classifier")[0]
+LSUN = {f"adm_lsun_{name}": PUBLISHED["lsun"] for name in ("bedroom", "cat", "horse", "horse_nodropout")}
+GOLDEN_OF = {
+    "adm_imagenet64": PUBLISHED["imagenet64"],
+    "adm_imagenet128": PUBLISHED["imagenet128"],
+    "adm_imagenet256": PUBLISHED["imagenet256_cond"],
+    "adm_imagenet256_uncond": PUBLISHED["imagenet256_uncond"],
+    "adm_imagenet512": PUBLISHED["imagenet512"],
+    **LSUN,
+    "adm_upsample_64_256": OTHERS["upsamplers"]["64_256_upsampler"],
+    "adm_upsample_128_512": OTHERS["upsamplers"]["128_512_upsampler"],
+    "iddpm_imagenet64_uncond": IDDPM["iddpm_imagenet64_uncond"],
+    "iddpm_imagenet64_cond": IDDPM["iddpm_imagenet64_cond"],
+    "iddpm_cifar10": IDDPM["iddpm_cifar10_uncond"],
+    "iddpm_lsun_bedroom_1200k": IDDPM["iddpm_lsun_bedroom"],
+    "iddpm_lsun_bedroom_2400k": IDDPM["iddpm_lsun_bedroom"],
+}
+FILES = {
+    "adm_imagenet64": "64x64_diffusion.pt",
+    "adm_imagenet128": "128x128_diffusion.pt",
+    "adm_imagenet256": "256x256_diffusion.pt",
+    "adm_imagenet256_uncond": "256x256_diffusion_uncond.pt",
+    "adm_imagenet512": "512x512_diffusion.pt",
+    "adm_lsun_bedroom": "lsun_bedroom.pt",
+    "adm_lsun_cat": "lsun_cat.pt",
+    "adm_lsun_horse": "lsun_horse.pt",
+    "adm_lsun_horse_nodropout": "lsun_horse_nodropout.pt",
+    "adm_upsample_64_256": "64_256_upsampler.pt",
+    "adm_upsample_128_512": "128_512_upsampler.pt",
+    "iddpm_imagenet64_uncond": "imagenet64_uncond_100M_1500K.pt",
+    "iddpm_imagenet64_cond": "imagenet64_cond_270M_250K.pt",
+    "iddpm_cifar10": "cifar10_uncond_50M_500K.pt",
+    "iddpm_lsun_bedroom_1200k": "lsun_uncond_100M_1200K_bs128.pt",
+    "iddpm_lsun_bedroom_2400k": "lsun_uncond_100M_2400K_bs64.pt",
+}
+PUBLISHED_SAG = {  # scale, layer, sigma of each published row with one setting
+    "adm_imagenet128": (0.1, "output.8", 3),
+    "adm_imagenet256_uncond": (0.5, "output.2", 9),
+    "adm_imagenet256": (0.2, "output.2", 9),
+    "adm_lsun_cat": (0.05, "output.2", 9),
+    "adm_lsun_horse": (0.01, "output.2", 9),
+}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("sample", list(overrides))
+
+
+def test_there_is_a_config_for_every_published_checkpoint():
+    assert sorted([*GOLDEN_OF, "fashion32"]) == MODELS
+    assert sorted(f"adm_imagenet{size}" for size in (64, 128, 256, 512)) == CLASSIFIERS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_config_builds_the_published_network_and_schedule(name):
+    cfg = composed(f"model={name}")
+    with torch.device("meta"):
+        network = instantiate(cfg.model.network, _convert_="all")
+    assert cfg.model.name == name
+    assert cfg.model.sag.layer in network.attention_layers
+    diffusion = instantiate(cfg.model.diffusion)
+    assert len(diffusion.respace(cfg.sampler.steps).schedule) == (50 if name == "fashion32" else 250)
+    if name == "fashion32":
+        return
+    flags = GOLDEN_OF[name]["flags"]
+    assert shapes(network) == GOLDEN_OF[name]["keys"]
+    assert cfg.model.checkpoint.endswith(f"/{'jul' if name.startswith('adm') else 'march'}-2021/{FILES[name]}")
+    assert diffusion.schedule.training_steps == flags.get("diffusion_steps", 1000)
+    assert diffusion.schedule.rescale_timesteps == flags.get("rescale_timesteps", False)
+    assert cfg.model.diffusion.schedule._target_.endswith(flags["noise_schedule"])
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_config_builds_the_published_network(name):
+    cfg = OmegaConf.load(CONFIGS / "classifier" / f"{name}.yaml")
+    size = cfg.network.image_size
+    with torch.device("meta"):
+        assert shapes(instantiate(cfg.network, _convert_="all")) == OTHERS["classifiers"][f"{size}x{size}_classifier"]["keys"]
+    assert cfg.checkpoint.endswith(f"/jul-2021/{size}x{size}_classifier.pt")
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SAG)
+def test_sag_settings_are_the_published_ones(name):
+    sag = composed(f"model={name}").guidance.sag
+    assert (sag.scale, sag.layer, sag.blur_sigma) == PUBLISHED_SAG[name]
+    assert (sag.blur_kernel, sag.threshold, sag.blend, sag.mask) == (31, 1.0, "clean", "attention")
+
+
+def test_the_classifier_published_with_a_model_comes_with_it():
+    assert composed("model=adm_imagenet128").classifier.name == "adm_imagenet128"
+    assert composed("model=adm_imagenet256_uncond").classifier is None
+    assert composed("model=adm_imagenet256_uncond", "classifier=adm_imagenet256").classifier.network.image_size == 256
+
+
+@pytest.mark.parametrize("guidance", ["[]", "[sag]", "[blur]", "[cfg]", "[sag,classifier]", "[sag,blur,classifier,cfg]"])
+def test_guidance_is_any_list(guidance):
+    cfg = composed("model=adm_imagenet64", f"guidance={guidance}")
+    assert list(cfg.get("guidance") or {}) == [name for name in guidance.strip("[]").split(",") if name]
