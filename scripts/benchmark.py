@@ -1,0 +1,213 @@
+"""Measure seconds per step, memory and arithmetic rate of guided sampling, with random weights.
+
+All comparisons are within one run: the cases take turns, step by step.
+"""
+
+import contextlib
+import ctypes
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from sag import storage
+from sag.diffusion import Denoiser, sample
+from sag.guidance import Guidance, GuidedDenoiser
+from sag.noise import SampleNoise
+
+WARM_UP = 2
+
+
+@dataclass
+class BenchmarkConfig:
+    """The keys of configs/benchmark.yaml and their types; the values are there."""
+
+    model: Any = MISSING
+    classifier: Any = None
+    sampler: Any = MISSING
+    guidance: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = MISSING
+    rounds: int = MISSING
+    precisions: list[str] | None = None
+    compile: list[bool] = MISSING
+    device: str = MISSING
+    out: str = MISSING
+
+
+ConfigStore.instance().store("benchmark_schema", BenchmarkConfig)
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large square matrix product: the most this machine gives in this precision."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
+    seconds = [_seconds(lambda: a @ b, device) for _ in range(6)]
+    return 2 * size**3 / min(seconds)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes in use at the peak of a call, weights included; None where the system does not tell (a CPU without Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        call()
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier cases freed does not count
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    call()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+class _NoModules(contextlib.nullcontext[None]):
+    """Stands in for the counter's module tracker: everything counts as one module."""
+
+    parents = frozenset({"Global"})
+
+
+def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], device: torch.device) -> dict[str, dict[str, Any]]:
+    """For each case: seconds per step (the median), peak memory, FLOP per step and passes."""
+    shape = (network.image_channels, network.image_size, network.image_size)
+    noise = SampleNoise(0, range(cfg.batch_size), shape, device)
+    labels = None if network.num_classes is None else torch.arange(cfg.batch_size, device=device) % network.num_classes
+    low_res = noise.initial()[:, :, ::4, ::4] if network.image_channels != network.in_channels else None
+    diffusion = instantiate(cfg.model.diffusion).respace(WARM_UP + 2 + cfg.rounds)
+    sampler = instantiate(cfg.sampler)
+
+    iterators, rows = {}, {}
+    for name, techniques in cases.items():
+        guided = GuidedDenoiser(Denoiser(network, diffusion, cfg.model.null_label, low_res), techniques, noise.mask)
+        iterators[name] = sample(guided, sampler, noise.initial(), labels, noise=noise.step)
+        for _ in range(WARM_UP):
+            next(iterators[name])
+        counter = FlopCounterMode(display=False)
+        # the tracker's hooks cannot follow a gradient with respect to the network's input
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
+            next(iterators[name])
+        rows[name] = {
+            "passes_per_step": guided.passes(0),
+            "flop_per_step": counter.get_total_flops(),
+            "peak_memory": peak_memory(iterators[name].__next__, device),
+        }
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(cfg.rounds):
+        for name, iterator in iterators.items():
+            seconds[name].append(_seconds(iterator.__next__, device))
+    return {name: {**row, "seconds_per_step": statistics.median(seconds[name])} for name, row in rows.items()}
+
+
+def derived(row: dict[str, Any], base: dict[str, Any], batch_size: int, steps: int, peak_rate: float) -> dict[str, Any]:
+    """Rates, and ratios to `base`, the same without guidance."""
+    per_second = row["flop_per_step"] / row["seconds_per_step"]
+    return {
+        "time_ratio": row["seconds_per_step"] / base["seconds_per_step"],
+        "memory_ratio": row["peak_memory"] and row["peak_memory"] / base["peak_memory"],
+        "images_per_second": batch_size / (row["seconds_per_step"] * steps),
+        "flop_per_second": per_second,
+        "matmul_flop_per_second": peak_rate,
+        "share_of_matmul": per_second / peak_rate,
+    }
+
+
+def table(rows: list[dict[str, Any]], steps: int) -> str:
+    """The rows as text: absolute numbers, and each beside the same precision without guidance."""
+    rate = f"images/s ({steps} steps)"
+    lines = [
+        f"{'guidance':<18}{'precision':<10}{'compiled':<9}{'passes':>6}{'s/step':>9}{'x none':>8}{rate:>22}"
+        f"{'peak MiB':>10}{'x none':>8}{'GFLOP/s':>9}{'of matmul':>10}"
+    ]
+    for row in rows:
+        peak, memory_ratio = (row[key] or float("nan") for key in ("peak_memory", "memory_ratio"))
+        lines.append(
+            f"{row['guidance']:<18}{row['precision']:<10}{'yes' if row['compiled'] else 'no':<9}{row['passes_per_step']:>6}"
+            f"{row['seconds_per_step']:>9.3f}{row['time_ratio']:>8.2f}{row['images_per_second']:>22.4f}"
+            f"{peak / 2**20:>10.0f}{memory_ratio:>8.3f}"
+            f"{row['flop_per_second'] / 1e9:>9.0f}{row['share_of_matmul']:>10.0%}"
+        )
+    return "\n".join(lines)
+
+
+def main(cfg: DictConfig) -> None:
+    """Measure every combination, print a table, and write benchmark.json into `out`."""
+    if cfg.batch_size < 1 or cfg.rounds < 1:
+        raise ValueError(f"batch_size and rounds must be at least 1, got {cfg.batch_size} and {cfg.rounds}")
+    device = pick_device(cfg.device, "float32")
+    precisions = list(cfg.precisions or [p for p in PRECISIONS if p != "float16" or device.type == "cuda"])
+    for precision in precisions:
+        pick_device(cfg.device, precision)
+    torch.manual_seed(0)
+    network = instantiate(cfg.model.network, _convert_="all").eval().requires_grad_(False)
+    names = [name for name in cfg.guidance if name != "classifier" or cfg.classifier is not None]
+    if len(names) < len(cfg.guidance):
+        print(f"{cfg.model.name} comes with no classifier: classifier guidance is left out")
+    helpers = []
+
+    def random_network(node: DictConfig) -> Any:
+        helpers.append(instantiate(node.network, _convert_="all").eval().requires_grad_(False))
+        return helpers[-1]
+
+    techniques = build_guidance({name: cfg.guidance[name] for name in names}, random_network)
+    cases = {" + ".join(names[:n]) or "none": techniques[:n] for n in range(len(names) + 1)}
+    steps = len(instantiate(cfg.model.diffusion).respace(cfg.sampler.steps).schedule)
+    machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{cfg.model.name}, batch {cfg.batch_size}, {machine}")
+
+    rows: list[dict[str, Any]] = []
+    flop: dict[str, int] = {}
+    combinations = [(precision, compiled) for compiled in sorted(set(cfg.compile)) for precision in precisions]
+    for precision, compiled in tqdm(combinations, unit="combination", leave=False):
+        for each in [network, *helpers]:
+            set_up(each, device, precision, compiled)
+        peak_rate = matmul_rate(device, precision)
+        found = measure(cfg, network, cases, device)
+        for name, row in found.items():
+            row["flop_per_step"] = flop.setdefault(
+                name, row["flop_per_step"]
+            )  # compiled code cannot be counted; it is the same
+            settings = {"guidance": name, "precision": precision, "compiled": compiled}
+            rows.append(settings | row | derived(row, found["none"], cfg.batch_size, steps, peak_rate))
+    print(table(rows, steps))
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "model": cfg.model.name,
+        "batch_size": cfg.batch_size,
+        "rounds": cfg.rounds,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    with storage.atomic(out / f"{cfg.model.name}.json") as file:
+        file.write(json.dumps(facts, indent=1).encode())
+    print(f"wrote {out / cfg.model.name}.json")
+
+
+if __name__ == "__main__":
+    run(main, "benchmark", BenchmarkConfig)
