@@ -140,12 +140,13 @@ def choose_labels(
     return chosen
 
 
-def read_low_res(cfg: DictConfig, upsampling: bool, indices: Sequence[int]) -> tuple[Any, Any]:
+def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[Any, Any]:
     """The low-resolution images (and labels) of the samples for an upsampling model, else (None, None).
 
     Raises:
-        ValueError: low_res missing, not wanted, or with fewer images than are asked for.
+        ValueError: low_res missing, not wanted, with fewer images than are asked for, or with labels the model does not have.
     """
+    upsampling = isinstance(network, UpsamplingUNet)
     if upsampling != (cfg.low_res is not None):
         raise ValueError(
             "an upsampling model needs low_res=samples.npz, the low-resolution samples to enlarge"
@@ -159,6 +160,8 @@ def read_low_res(cfg: DictConfig, upsampling: bool, indices: Sequence[int]) -> t
         raise ValueError(
             f"{cfg.low_res} holds {len(images)} images, but sample {max(indices)} is asked for; set num_samples={len(images)}"
         )
+    if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
+        raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of model={cfg.model.name}")
     rows = list(indices)
     return images[rows], None if labels is None else labels[rows].tolist()
 
@@ -220,7 +223,7 @@ def main(cfg: DictConfig) -> None:
     sampler: Sampler = instantiate(cfg.sampler)
     diffusion = instantiate(cfg.model.diffusion).respace(sampler.steps)
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
-    low_res, low_res_labels = read_low_res(cfg, isinstance(network, UpsamplingUNet), indices)
+    low_res, low_res_labels = read_low_res(cfg, network, indices)
     labels = low_res_labels or choose_labels(cfg, indices, denoiser, guidance)
     shape = (network.image_channels, network.image_size, network.image_size)
     target = out / f"samples_{len(indices)}x{shape[1]}x{shape[2]}x{shape[0]}.npz"
