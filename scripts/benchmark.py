@@ -94,7 +94,7 @@ def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], dev
     """For each case: seconds per step (the median), peak memory, FLOP per step and passes."""
     shape = (network.image_channels, network.image_size, network.image_size)
     noise = SampleNoise(0, range(cfg.batch_size), shape, device)
-    labels = None if network.num_classes is None else torch.arange(cfg.batch_size, device=device) % network.num_classes
+    labels = torch.zeros(cfg.batch_size, dtype=torch.int64, device=device)
     low_res = noise.initial()[:, :, ::4, ::4] if network.image_channels != network.in_channels else None
     diffusion = instantiate(cfg.model.diffusion).respace(WARM_UP + 2 + cfg.rounds)
     sampler = instantiate(cfg.sampler)
@@ -154,7 +154,7 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
 
 
 def main(cfg: DictConfig) -> None:
-    """Measure every combination, print a table, and write benchmark.json into `out`."""
+    """Measure every combination, print a table, and write {model}.json into `out`."""
     if cfg.batch_size < 1 or cfg.rounds < 1:
         raise ValueError(f"batch_size and rounds must be at least 1, got {cfg.batch_size} and {cfg.rounds}")
     device = pick_device(cfg.device, "float32")
@@ -187,9 +187,8 @@ def main(cfg: DictConfig) -> None:
         peak_rate = matmul_rate(device, precision)
         found = measure(cfg, network, cases, device)
         for name, row in found.items():
-            row["flop_per_step"] = flop.setdefault(
-                name, row["flop_per_step"]
-            )  # compiled code cannot be counted; it is the same
+            # compiled code cannot be counted, and does the same
+            row["flop_per_step"] = flop.setdefault(name, row["flop_per_step"])
             settings = {"guidance": name, "precision": precision, "compiled": compiled}
             rows.append(settings | row | derived(row, found["none"], cfg.batch_size, steps, peak_rate))
     print(table(rows, steps))

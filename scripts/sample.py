@@ -27,6 +27,7 @@ from sag.models import UNet, UpsamplingUNet
 from sag.noise import SampleNoise, sample_labels
 
 GRID = 64  # at most so many images in the picture
+BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 
 
 @dataclass
@@ -249,16 +250,13 @@ def main(cfg: DictConfig) -> None:
             guided = GuidedDenoiser(batch, guidance, noise.mask)
             for step in sample(guided, sampler, noise.initial(), y, noise=noise.step):
                 bar.update(start + len(step.x) * (1 - step.t / len(diffusion.schedule)) - bar.n)
+            shards[-1].parent.mkdir(parents=True, exist_ok=True)
             if not (out / "config.yaml").exists():
-                shards[-1].parent.mkdir(parents=True, exist_ok=True)
                 with storage.atomic(out / "config.yaml") as file:
                     file.write(OmegaConf.to_yaml(settings).encode())
             storage.write_shard(shards[-1], storage.quantise(step.x), None if labels is None else labels[rows], indices[rows])
             made += len(indices[rows])
     finish(out, target, shards, indices, record(cfg, indices, device, made, time.perf_counter() - begin))
-
-
-BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 
 
 def finish(out: Path, target: Path, shards: Sequence[Path], indices: Sequence[int], facts: dict[str, Any]) -> None:

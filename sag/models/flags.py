@@ -130,21 +130,29 @@ def _positive(number: int) -> int | None:
     return None if number == -1 else number
 
 
-def read_unet_flags(flags: Flags) -> dict[str, Any]:
-    """Constructor arguments of `UNet`; with large_size given, those of `UpsamplingUNet`.
+def read_unet_flags(flags: Flags, upsampling: bool) -> dict[str, Any]:
+    """Constructor arguments of `UNet`, or of `UpsamplingUNet`, whose flags have large_size in place of image_size.
 
     guided-diffusion's networks have 3 image channels and 1000 classes.
+
+    Raises:
+        ValueError: the flags of the other kind of network, or what `read_flags` raises.
     """
     f = read_flags(flags, NETWORK_FLAGS)
-    size = f["large_size"] or f["image_size"]
+    if upsampling != (f["large_size"] is not None):
+        fitting = "UNet" if upsampling else "UpsamplingUNet"
+        raise ValueError(
+            f"flags {'without' if upsampling else 'with'} large_size are those of {fitting}; use {fitting}.from_flags"
+        )
+    size = f["large_size"] if upsampling else f["image_size"]
     return {
         "image_size": size,
-        "in_channels": 6 if f["large_size"] else 3,
+        "in_channels": 6 if upsampling else 3,
         "model_channels": f["num_channels"],
         "out_channels": 6 if f["learn_sigma"] else 3,
         "num_res_blocks": f["num_res_blocks"],
         "attention_resolutions": _numbers("attention_resolutions", f["attention_resolutions"]),
-        "channel_mult": _channel_mult(f["channel_mult"], size, UPSAMPLER_CHANNEL_MULT if f["large_size"] else CHANNEL_MULT),
+        "channel_mult": _channel_mult(f["channel_mult"], size, UPSAMPLER_CHANNEL_MULT if upsampling else CHANNEL_MULT),
         "num_classes": IMAGENET_CLASSES if f["class_cond"] else None,
         "dropout": f["dropout"],
         "num_heads": f["num_heads"],

@@ -225,7 +225,7 @@ class UNet(Trunk):
         Raises:
             ValueError: an unknown flag, a value of the wrong type, or what the constructor raises.
         """
-        return cls(**read_unet_flags(flags))
+        return cls(**read_unet_flags(flags, issubclass(cls, UpsamplingUNet)))
 
     @property
     def image_channels(self) -> int:

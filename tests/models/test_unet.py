@@ -146,6 +146,7 @@ def test_flags_may_come_as_a_line_of_a_shell_script():
         ({"class_cond": "maybe"}, "class_cond must be True or False, got 'maybe'"),
         ({"attention_resolutions": "a,b"}, "numbers separated by commas"),
         ("--image_size", "'--name value' pairs"),
+        ({"large_size": 64, "small_size": 16}, "with large_size are those of UpsamplingUNet; use UpsamplingUNet.from_flags"),
     ],
 )
 def test_bad_flags_are_named(flags, message):
