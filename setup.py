@@ -1,4 +1,4 @@
-"""Installs the library `sag`; the scripts and configs are run from the checkout."""
+"""Installs the libraries `sag` and `evaluations`; the scripts and configs are run from the checkout."""
 
 from setuptools import find_packages, setup
 
@@ -8,7 +8,7 @@ setup(
     description="Self-Attention Guidance and its companions for pretrained diffusion models",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["sag", "sag.*"]),
+    packages=find_packages(include=["sag", "sag.*", "evaluations"]),
     package_data={"sag": ["py.typed", "weights/*.safetensors"]},
     install_requires=[
         "torch>=2.6",

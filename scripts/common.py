@@ -5,8 +5,10 @@ import ctypes
 import dataclasses
 import difflib
 import functools
+import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +16,15 @@ from typing import Any
 
 import blobfile
 import hydra
+import numpy as np
 import torch
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import sag
+from sag.distributed import Process
 from sag.guidance import Guidance
 from sag.models import Classifier, UNet, load_network
 from sag.models.checkpoints import CheckpointMismatch
@@ -109,7 +114,7 @@ def _keys(node: Any) -> list[str]:
 
 
 def pick_device(name: str, precision: str) -> torch.device:
-    """The device `name` stands for ("auto": a GPU if there is one), with float32 meaning float32 on it.
+    """The device `name` stands for, with float32 meaning float32 on it; "auto" is the GPU of the local rank if there is one.
 
     Raises:
         ValueError: an unknown or absent device, an unknown precision, or float16 on a CPU.
@@ -118,7 +123,8 @@ def pick_device(name: str, precision: str) -> torch.device:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     gpu = torch.cuda.is_available()
     try:
-        device = torch.device(("cuda" if gpu else "cpu") if name == "auto" else name)
+        own = f"cuda:{Process.current().local_rank % torch.cuda.device_count()}" if gpu else "cpu"
+        device = torch.device(own if name == "auto" else name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
@@ -140,6 +146,28 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and device of this run, for the record beside its results."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    versions = {
+        "sag": sag.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }
+    return {"versions": versions, "commit": commit, "device": device_name(device)}
+
+
+def to_json(facts: Mapping[str, Any]) -> bytes:
+    """A JSON object with a line for each key."""
+    rows = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()]
+    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
 
 
 def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:

@@ -1,8 +1,5 @@
 """Sample images with any guidance: python scripts/sample.py model=... guidance=[sag,classifier] num_samples=..."""
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, build_guidance, device_name, load, pick_device, run
+from common import build_guidance, device_name, load, pick_device, provenance, run, to_json
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-import sag
 from sag import storage
 from sag.diffusion import Denoiser, Sampler, sample
 from sag.guidance import ClassifierGuidance, Guidance, GuidedDenoiser
@@ -141,7 +137,7 @@ def choose_labels(
     return chosen
 
 
-def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[Any, Any]:
+def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[storage.ImageSource | None, list[int] | None]:
     """The low-resolution images (and labels) of the samples for an upsampling model, else (None, None).
 
     Raises:
@@ -156,15 +152,16 @@ def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tupl
         )
     if not upsampling:
         return None, None
-    images, labels = storage.read_samples(Path(cfg.low_res))
+    images = storage.NpzImages(cfg.low_res)
+    labels = images.labels()
     if max(indices) >= len(images):
         raise ValueError(
             f"{cfg.low_res} holds {len(images)} images, but sample {max(indices)} is asked for; set num_samples={len(images)}"
         )
     if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
         raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of model={cfg.model.name}")
-    rows = list(indices)
-    return images[rows], None if labels is None else labels[rows].tolist()
+    rows = np.asarray(indices)
+    return storage.SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
 
 
 def describe(cfg: DictConfig, network: UNet, denoiser: GuidedDenoiser, device: torch.device, out: Path, count: int) -> None:
@@ -190,26 +187,11 @@ def record(cfg: DictConfig, indices: Sequence[int], device: torch.device, made: 
     return {
         "seed": cfg.seed,
         "indices": list(indices),
-        "versions": {
-            "sag": sag.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": sys.version.split()[0],
-        },
-        "commit": _commit(),
-        "device": device_name(device),
+        **provenance(device),
         "threads": torch.get_num_threads(),
         "samples_made_in_this_run": made,
         "seconds": round(seconds, 3),
     }
-
-
-def _commit() -> str | None:
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main(cfg: DictConfig) -> None:
@@ -245,7 +227,8 @@ def main(cfg: DictConfig) -> None:
             noise = SampleNoise(cfg.seed, indices[rows], shape, device)
             batch = denoiser
             if low_res is not None:
-                batch = replace(denoiser, low_res=torch.from_numpy(low_res[rows]).permute(0, 3, 1, 2).to(device) / 127.5 - 1)
+                small = torch.from_numpy(low_res.read(rows.start, rows.stop)).permute(0, 3, 1, 2)
+                batch = replace(denoiser, low_res=small.to(device) / 127.5 - 1)
             y = None if labels is None else torch.tensor(labels[rows], device=device)
             guided = GuidedDenoiser(batch, guidance, noise.mask)
             for step in sample(guided, sampler, noise.initial(), y, noise=noise.step):
@@ -270,8 +253,7 @@ def finish(out: Path, target: Path, shards: Sequence[Path], indices: Sequence[in
     with storage.atomic(out / "grid.png") as file:
         Image.fromarray(picture.squeeze(axis=2) if picture.shape[2] == 1 else picture).save(file, "PNG")
     with storage.atomic(out / "record.json") as file:
-        rows = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()]
-        file.write(("{\n" + ",\n".join(rows) + "\n}\n").encode())
+        file.write(to_json(facts))
     storage.pack(shards, indices, target)
     for shard in shards:
         shard.unlink()

@@ -1,16 +1,13 @@
 """The benchmark measures what it says, on a model small enough to run here."""
 
 import json
-import sys
 
 import benchmark
 import pytest
 import torch
-from common import run
-from hydra.core.global_hydra import GlobalHydra
 
 
-def test_the_benchmark_writes_a_row_for_every_case(tmp_path, monkeypatch, capsys):
+def test_the_benchmark_writes_a_row_for_every_case(tmp_path, run_script):
     arguments = [
         "model=fashion32",
         "batch_size=2",
@@ -20,11 +17,7 @@ def test_the_benchmark_writes_a_row_for_every_case(tmp_path, monkeypatch, capsys
         "device=cpu",
         f"out={tmp_path}",
     ]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    GlobalHydra.instance().clear()
-    run(benchmark.main, "benchmark", benchmark.BenchmarkConfig)
-    printed = capsys.readouterr().out
+    printed = run_script(benchmark.main, "benchmark", benchmark.BenchmarkConfig, *arguments)
     assert "classifier guidance is left out" in printed
     rows = json.loads((tmp_path / "fashion32.json").read_text())["rows"]
     assert [(row["guidance"], row["precision"], row["passes_per_step"]) for row in rows] == [

@@ -1,5 +1,6 @@
 """The sampling script as a user runs it: what it writes, what it repeats, what it refuses."""
 
+import functools
 import json
 import os
 import re
@@ -10,9 +11,7 @@ import numpy as np
 import pytest
 import sample
 import torch
-from common import run
 from helpers import GOLDEN, ROOT, small_classifier, small_unet
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,18 +19,8 @@ QUICK = ["num_samples=3", "batch_size=2", "sampler.steps=2", "device=cpu"]
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
-    """Run sample.py with arguments in this process; returns what it printed, or raises SystemExit with its message."""
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        GlobalHydra.instance().clear()
-        run(sample.main, "sample", sample.SampleConfig)
-        return capsys.readouterr().out
-
-    return call
+def script(run_script):
+    return functools.partial(run_script, sample.main, "sample", sample.SampleConfig)
 
 
 def only(folder, pattern):

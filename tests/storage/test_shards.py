@@ -63,13 +63,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("arrays", [{"arr_1": np.zeros(3)}, {"arr_0": np.zeros((2, 4, 4, 3))}, {"arr_0": np.array([None])}])
-def test_what_is_not_a_sample_batch_is_named(tmp_path, arrays):
-    np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises(ValueError, match=r"x.npz (is not a sample batch|must be uint8)|arr_0 of .*x.npz must be uint8"):
-        storage.read_samples(tmp_path / "x.npz")
-
-
 def test_the_grid_tiles_row_by_row():
     tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 2, 1), np.uint8)
     assert storage.grid(tiles)[::2, ::2, 0].tolist() == [[1, 2, 3], [4, 5, 0]]

@@ -1,37 +1,21 @@
 """Samples on disk: shards written atomically, then packed by streaming into one npz as ADM's programs write it."""
 
-import contextlib
 import io
-import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Images = NDArray[np.uint8]
+from sag.storage.files import atomic
+from sag.storage.images import Images, NpzImages
 
 
 def quantise(x: Tensor) -> Images:
     """Images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C), as ADM does it: truncated (x + 1) * 127.5."""
     return ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under `path` when the block ends well, and not at all otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, images: Images, labels: Sequence[int] | None, indices: Sequence[int]) -> None:
@@ -62,33 +46,37 @@ def pack(shards: Sequence[Path], indices: Sequence[int], target: Path) -> None:
         )
     with atomic(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for key in keys:
-            # ZipInfo's fixed date makes the same samples the same bytes
-            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
-                for position, shard in enumerate(shards):
-                    with np.load(shard, allow_pickle=False) as arrays:
-                        part = arrays[key]
-                    if position == 0:
-                        header = {"descr": part.dtype.str, "fortran_order": False, "shape": (len(found), *part.shape[1:])}
-                        np.lib.format.write_array_header_1_0(member, header)
-                    member.write(np.ascontiguousarray(part).data)
+            with np.load(shards[0], allow_pickle=False) as arrays:
+                first = arrays[key]
+            parts = (_array(shard, key) for shard in shards)
+            stream_array(archive, key, (len(found), *first.shape[1:]), first.dtype, parts)
+
+
+def _array(shard: Path, key: str) -> NDArray[np.generic]:
+    with np.load(shard, allow_pickle=False) as arrays:
+        return arrays[key]
+
+
+def stream_array(
+    archive: zipfile.ZipFile, key: str, shape: Sequence[int], dtype: np.dtype, parts: Iterable[NDArray[np.generic]]
+) -> None:
+    """Write an array of `shape` to the npz `archive` from its parts, which follow each other along the first axis."""
+    # ZipInfo's fixed date makes the same samples the same bytes
+    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for part in parts:
+            member.write(np.ascontiguousarray(part).data)
 
 
 def read_samples(path: Path) -> tuple[Images, NDArray[np.int64] | None]:
-    """Images (N, H, W, C) uint8 and labels (N,) of a sample batch.
+    """All images (N, H, W, C) uint8 and the labels (N,) of a shard or a small sample batch.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an npz with uint8 images in arr_0.
+        As `NpzImages`.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["arr_0"]
-            labels = arrays.get("arr_1")
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a sample batch: expected an npz with uint8 NHWC images in arr_0 ({error})") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"arr_0 of {path} must be uint8 NHWC images, got {images.dtype} of shape {images.shape}")
-    return images, labels
+    source = NpzImages(path)
+    return source.read(0, len(source)), source.labels()
 
 
 def grid(images: Images) -> Images:

@@ -1,0 +1,126 @@
+"""What is compared: images, or statistics that stand for them, as ADM, EDM, clean-fid and pytorch-fid store them."""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluations.frechet import Statistics
+from sag.storage import ImageSource, NpzImages, SelectedImages, atomic, open_images, stream_array
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, statistics of pool and spatial features, or both; extractor: id of what made the statistics, if the file says."""
+
+    path: Path
+    fingerprint: str
+    images: ImageSource | None = None
+    pool: Statistics | None = None
+    spatial: Statistics | None = None
+    extractor: str | None = None
+
+    @property
+    def count(self) -> int | None:
+        """How many images FID and sFID are about; None if the file does not say."""
+        if self.pool is not None:
+            return self.pool.count
+        return None if self.images is None else len(self.images)
+
+    def describe(self) -> str:
+        """One line for people."""
+        parts = []
+        if self.images is not None:
+            n, height, width, _ = self.images.shape
+            parts.append(f"{n} images of {height}x{width}")
+        if self.pool is not None:
+            kinds = "pool and spatial" if self.spatial is not None else "pool"
+            parts.append(f"statistics of {kinds} features{f' of {self.pool.count} images' if self.pool.count else ''}")
+        return f"{self.path} ({', '.join(parts)})"
+
+
+def open_batch(path: str | Path) -> Batch:
+    """An npz (arr_0, or mu and sigma [mu_s, sigma_s], or all) or a folder of PNGs; images are not read yet.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not an npz; damaged; pickled; or neither images nor statistics in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = open_images(path)
+        return Batch(path, folder.fingerprint, folder)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with loaded as arrays:
+            keys = set(arrays.files)
+            rest = {key: arrays[key] for key in keys - {"arr_0", "arr_1", "indices"}}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no file or folder at {path}") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        pickled = "pickle" in str(error)
+        reason = "it is pickled, or holds pickled objects, which are not loaded" if pickled else str(error)
+        raise ValueError(
+            f"{path} is not an npz of arrays: {reason}; expected uint8 images in arr_0, or mu and sigma"
+        ) from error
+    if not keys & {"arr_0", "mu"}:
+        raise ValueError(f"{path} holds {', '.join(sorted(keys))}; expected uint8 images in arr_0, or mu and sigma")
+    images = NpzImages(path) if "arr_0" in keys else None
+    count = int(rest["num_images"]) if "num_images" in rest else None
+    digest = sha256(images.fingerprint.encode() if images else b"")
+    for key in sorted(rest):
+        digest.update(key.encode() + np.ascontiguousarray(rest[key]).tobytes())
+    return Batch(
+        path,
+        digest.hexdigest(),
+        images,
+        _statistics(path, rest, "mu", "sigma", count),
+        _statistics(path, rest, "mu_s", "sigma_s", count),
+        str(rest["extractor"]) if "extractor" in rest else None,
+    )
+
+
+def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: str, count: int | None) -> Statistics | None:
+    if mean not in arrays and covariance not in arrays:
+        return None
+    for key in (mean, covariance):
+        if key not in arrays:
+            raise ValueError(f"{path} has no {key}; statistics are {mean} and {covariance} together")
+    m, c = arrays[mean], arrays[covariance]
+    if m.ndim != 1 or c.shape != 2 * m.shape or m.dtype.kind != "f" or c.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: {mean} is {m.dtype} {m.shape} and {covariance} {c.dtype} {c.shape}; expected (D,) and (D, D)"
+        )
+    if not (np.isfinite(m).all() and np.isfinite(c).all()):
+        raise ValueError(f"{path}: {mean} or {covariance} holds values that are not finite")
+    return Statistics(m.astype(np.float64), c.astype(np.float64), count)
+
+
+def write_reference(
+    path: Path, images: ImageSource, kept: NDArray[np.int64], pool: Statistics, spatial: Statistics | None, extractor: str
+) -> None:
+    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC RGB), mu, sigma, mu_s, sigma_s, num_images, extractor.
+
+    The same input gives the same bytes.
+    """
+    arrays: dict[str, NDArray] = {"mu": pool.mean, "sigma": pool.covariance}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    arrays |= {"num_images": np.array(len(images)), "extractor": np.array(extractor)}
+    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        shape = (len(kept), *images.shape[1:3], 3)
+        stream_array(archive, "arr_0", shape, np.dtype(np.uint8), _rgb(SelectedImages(images, kept)))
+        for key, array in arrays.items():
+            stream_array(archive, key, array.shape, array.dtype, [array])
+
+
+def _rgb(images: ImageSource) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), 100):
+        part = images.read(start, start + 100)
+        yield np.broadcast_to(part, (*part.shape[:3], 3))

@@ -1,0 +1,90 @@
+"""Features on disk: any number of processes fill shards of fixed size, which are then read back in the order of the images."""
+
+import io
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from evaluations.extractors import Extractor, Features
+from sag.distributed import Process
+from sag.storage import ImageSource, atomic
+
+SHARD = 500  # images per file: about 10 MB of Inception features
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}, {remaining} left"
+
+
+class FeatureFiles:
+    """The features of `count` images in the shards of `folder`; iteration gives (index of the first image, arrays by name)."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self.shards = [folder / f"{start:08d}.npz" for start in range(0, count, SHARD)]
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
+        for number, shard in enumerate(self.shards):
+            with np.load(shard, allow_pickle=False) as arrays:
+                yield number * SHARD, dict(arrays)
+
+
+def folder_name(source: ImageSource, extractor: Extractor) -> str:
+    """A name that changes when the images or the extractor do."""
+    return sha256(f"{source.fingerprint} {extractor.id}".encode()).hexdigest()[:16]
+
+
+def extract(
+    source: ImageSource, extractor: Extractor, folder: Path, process: Process, batch_size: int, title: str
+) -> FeatureFiles:
+    """Features of all images, in shards in `folder`; shards that are there are not made again.
+
+    Every process extracts its share. The main one then makes what is missing and returns with all shards there; the others may
+    return earlier. title: stands before the progress bar.
+
+    Raises:
+        ValueError: features that are not finite, or what reading the images raises.
+    """
+    files = FeatureFiles(folder, len(source))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(source), unit="image", desc=f"{title:<9}", bar_format=BAR, disable=not process.main) as bar:
+        for number in process.shares(len(files.shards)):
+            start = number * SHARD
+            stop = min(start + SHARD, len(source))
+            if files.shards[number].exists():
+                bar.update(stop - start)
+                continue
+            parts = []
+            for first in range(start, stop, batch_size):
+                last = min(first + batch_size, stop)
+                found = extractor(torch.from_numpy(source.read(first, last)).permute(0, 3, 1, 2))
+                _check_finite(found, first, title)
+                parts.append(found)
+                bar.update(last - first)
+            try:
+                _write(files.shards[number], parts)
+            except FileNotFoundError:
+                if process.main:
+                    raise
+                break  # the others have finished and cleared the folder
+    return files
+
+
+def _check_finite(found: Features, first: int, title: str) -> None:
+    bad = (~found.pool.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"the extractor gives features that are not finite for image {first + bad[0]} of the {title}")
+
+
+def _write(path: Path, parts: list[Features]) -> None:
+    arrays = {
+        name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+        for name in Features._fields
+        if getattr(parts[0], name) is not None
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    with atomic(path) as file:
+        file.write(buffer.getbuffer())

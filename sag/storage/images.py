@@ -1,0 +1,243 @@
+"""Collections of uint8 images, read a few at a time: an npz as ADM writes it, a folder of image files, an array."""
+
+import contextlib
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Images = NDArray[np.uint8]
+LOSSLESS = {".png"}
+LOSSY = {".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+class ImageSource(ABC):
+    """Images of one size: `shape` is (N, H, W, C), `fingerprint` changes when the images do."""
+
+    shape: tuple[int, int, int, int]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Images:
+        """Images start to stop - 1, uint8 (n, H, W, C)."""
+
+    def verify(self) -> None:
+        """Raise a ValueError if the stored bytes are not those that were written, as far as the format can tell."""
+
+
+class ArrayImages(ImageSource):
+    """Images that are in memory: uint8 (N, H, W, C)."""
+
+    def __init__(self, images: Images) -> None:
+        self.images, self.shape = images, images.shape
+        self.fingerprint = sha256(np.ascontiguousarray(images).data).hexdigest()
+
+    def read(self, start: int, stop: int) -> Images:
+        """See `ImageSource.read`."""
+        return self.images[start:stop]
+
+
+class SelectedImages(ImageSource):
+    """Some images of a source: `rows`, (n,) indices."""
+
+    def __init__(self, source: ImageSource, rows: NDArray[np.int64]) -> None:
+        self.source, self.rows = source, rows
+        self.shape = (len(rows), *source.shape[1:])
+        self.fingerprint = sha256(source.fingerprint.encode() + rows.tobytes()).hexdigest()
+
+    def read(self, start: int, stop: int) -> Images:
+        """See `ImageSource.read`."""
+        return np.concatenate([self.source.read(i, i + 1) for i in self.rows[start:stop].tolist()])
+
+    def verify(self) -> None:
+        """See `ImageSource.verify`."""
+        self.source.verify()
+
+
+class NpzImages(ImageSource):
+    """The images in arr_0 of an npz, which may be larger than memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an npz; damaged; no arr_0; or arr_0 is not uint8 NHWC with 1 or 3 channels.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with _damage_named(self.path), zipfile.ZipFile(self.path) as archive:
+            members = sorted((info.filename, info.CRC, info.file_size) for info in archive.infolist())
+            if "arr_0.npy" not in archive.namelist():
+                held = ", ".join(name.removesuffix(".npy") for name, _, _ in members)
+                raise ValueError(f"{self.path} has no arr_0, the uint8 images; it holds: {held}")
+            info = archive.getinfo("arr_0.npy")
+            with archive.open(info) as member:
+                shape, fortran, dtype = _read_header(member)
+                self._header = member.tell()
+            stored = info.compress_type == zipfile.ZIP_STORED
+            self._offset = _data_offset(self.path, info) + self._header if stored else None
+        _check_layout(self.path, shape, fortran, dtype)
+        self.shape = (shape[0], shape[1], shape[2], shape[3])
+        self._row = int(np.prod(shape[1:]))
+        if info.file_size != self._header + shape[0] * self._row:
+            raise ValueError(
+                f"{self.path} is damaged (arr_0 has another length than its header says); make or download it again"
+            )
+        self.fingerprint = sha256(repr(members).encode()).hexdigest()
+        self._member: IO[bytes] | None = None
+
+    def read(self, start: int, stop: int) -> Images:
+        """See `ImageSource.read`. A compressed file is read forward: a step back costs reading it again from its beginning.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        count = (min(stop, len(self)) - start) * self._row
+        with _damage_named(self.path):
+            if self._offset is not None:
+                data = np.fromfile(self.path, np.uint8, count, offset=self._offset + start * self._row)
+            else:
+                place = self._header + start * self._row
+                if self._member is None or self._member.tell() > place:
+                    self._member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115, it stays open for the next call
+                self._member.seek(place)
+                data = np.frombuffer(self._member.read(count), np.uint8)
+            if data.size != count:
+                raise EOFError("it ends within arr_0")
+        return data.reshape(-1, *self.shape[1:])
+
+    def verify(self) -> None:
+        """Read arr_0 once and compare its checksum; see `ImageSource.verify`."""
+        with _damage_named(self.path), zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+            while member.read(1 << 22):
+                pass
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels in arr_1, (N,), or None."""
+        with np.load(self.path, allow_pickle=False) as arrays:
+            return arrays.get("arr_1")
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not an npz, or is damaged ({error}); make or download it again") from error
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member)
+    except ValueError as error:
+        raise zipfile.BadZipFile(f"arr_0 has no readable header: {error}") from error
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    # the lengths in a member's own header may differ from those in the directory at the end
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        name, extra = struct.unpack("<HH", file.read(4))
+    return int(info.header_offset + 30 + name + extra)
+
+
+def _check_layout(path: Path, shape: Sequence[int], fortran: bool, dtype: np.dtype) -> None:
+    if dtype.hasobject:
+        raise ValueError(f"arr_0 of {path} is pickled Python objects, which are not loaded; save a uint8 array")
+    if dtype != np.uint8:
+        advice = "; quantise samples in [-1, 1] as trunc((x + 1) * 127.5)" if dtype.kind == "f" else ""
+        raise ValueError(f"arr_0 of {path} is {dtype} of shape {tuple(shape)}; expected uint8 images (N, H, W, C){advice}")
+    if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
+        advice = "; this looks like (N, C, H, W): save images.transpose(0, 2, 3, 1)" if len(shape) == 4 else ""
+        raise ValueError(f"arr_0 of {path} has shape {tuple(shape)}; expected (N, H, W, C){advice}")
+    if fortran:
+        raise ValueError(f"arr_0 of {path} is in Fortran order; save np.ascontiguousarray(images)")
+    if shape[0] == 0:
+        raise ValueError(f"arr_0 of {path} holds no images")
+
+
+class FolderImages(ImageSource):
+    """The image files of a folder and its subfolders, in the order of their paths, as RGB.
+
+    size: None takes PNGs of one size as they are. A number takes any image, and brings it to size x size as ADM did with its
+    training images: halved by box filter while twice as large, bicubic to the short side, cropped around the centre.
+
+    Raises:
+        ValueError: no images, lossy files without `size`, or (when read) images of other sizes, with alpha or 16 bits.
+    """
+
+    def __init__(self, path: str | Path, size: int | None = None) -> None:
+        self.path, self.size = Path(path), size
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"no folder {self.path}")
+        self.files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in LOSSLESS | LOSSY)
+        if not self.files:
+            raise ValueError(f"{self.path} holds no images; expected .png files")
+        lossy = [file for file in self.files if file.suffix.lower() not in LOSSLESS]
+        if lossy and size is None:
+            raise ValueError(
+                f"{lossy[0]} is not a PNG: lossy or converted images score differently from what the model wrote; save PNGs"
+            )
+        self.shape = (len(self.files), *self._decode(self.files[0]).shape)
+        stats = [(str(file.relative_to(self.path)), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        self.fingerprint = sha256(repr((stats, size)).encode()).hexdigest()
+
+    def read(self, start: int, stop: int) -> Images:
+        """See `ImageSource.read`.
+
+        Raises:
+            ValueError: a file that cannot be read, or of another size than the first.
+        """
+        files = self.files[start:stop]
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(self._decode, files))
+        for file, image in zip(files, images, strict=True):
+            if image.shape != self.shape[1:]:
+                sizes = [f"{shape[0]}x{shape[1]}" for shape in (image.shape, self.shape[1:])]
+                raise ValueError(
+                    f"{file} is {sizes[0]}, but {self.files[0].name} is {sizes[1]}; all images must be of one size"
+                )
+        return np.stack(images)
+
+    def _decode(self, file: Path) -> Images:
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{file} is not a readable image ({error})") from error
+        if image.mode not in ("L", "RGB", "P", "1") and (self.size is None or image.mode.startswith(("I", "F"))):
+            raise ValueError(f"{file} has mode {image.mode}; expected 8-bit grey or RGB without alpha")
+        rgb = image.convert("RGB")
+        return np.asarray(rgb if self.size is None else centre_crop(rgb, self.size))
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Crop and resize to size x size with the filters that ADM's training data went through."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def open_images(path: str | Path) -> ImageSource:
+    """The images of an npz or of a folder of PNGs.
+
+    Raises:
+        As `NpzImages` and `FolderImages`.
+    """
+    return FolderImages(path) if Path(path).is_dir() else NpzImages(path)

@@ -1,0 +1,62 @@
+"""Datasets that the project knows by name."""
+
+import gzip
+import shutil
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import FashionMNIST
+
+from sag.models.checkpoints import cache_folder
+from sag.storage import ArrayImages
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
+FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
+
+
+def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 32) -> ArrayImages:
+    """Fashion-MNIST (Xiao et al., arXiv:1708.07747): 60,000 "train" or 10,000 "test" images, MIT licence.
+
+    Returns uint8 images (N, size, size, 1).
+
+    folder: where the four idx files are, plain or gzipped; None takes those of Debian's package dataset-fashion-mnist, or
+    downloads them into the cache. size: the 28 x 28 images are put in the middle of a black square.
+
+    Raises:
+        ValueError: an unknown split, or a size below 28.
+        FileNotFoundError, OSError: files missing; no download.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split!r}")
+    if size < 28:
+        raise ValueError(f"size must be at least 28, got {size}")
+    root = cache_folder() / "datasets"
+    source = Path(folder) if folder is not None else DEBIAN
+    if source.is_dir():
+        _unpack(source, root / "FashionMNIST" / "raw")
+    elif folder is not None:
+        raise FileNotFoundError(f"no folder {folder}; it should hold {FILES[0]} and the three other files of Fashion-MNIST")
+    try:
+        data = FashionMNIST(root, train=split == "train", download=True).data.numpy()
+    except (RuntimeError, urllib.error.URLError) as error:
+        raise OSError(
+            f"could not download Fashion-MNIST ({' '.join(str(error).split())[:200]}); install Debian's package "
+            "dataset-fashion-mnist, or give the folder of its files as data.folder=..."
+        ) from error
+    before = (size - 28) // 2
+    margins = (before, size - 28 - before)
+    return ArrayImages(np.pad(data, ((0, 0), margins, margins))[..., None])
+
+
+def _unpack(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        packed, plain = source / f"{name}.gz", source / name
+        if not packed.exists() and not plain.exists():
+            raise FileNotFoundError(f"{source} has no {name} or {name}.gz, a file of Fashion-MNIST")
+        if not (target / name).exists():
+            partial = target / f".{name}.part"
+            with gzip.open(packed) if packed.exists() else open(plain, "rb") as file, open(partial, "wb") as out:
+                shutil.copyfileobj(file, out)
+            partial.replace(target / name)

@@ -1,0 +1,216 @@
+"""Score samples: python scripts/evaluate.py samples=samples.npz reference=reference.npz"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import pick_device, provenance, run, to_json
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+import sag
+from evaluations.batches import Batch, open_batch
+from evaluations.extractors import Extractor
+from evaluations.scoring import Scores, Settings, score, size_name, table
+from evaluations.self_check import self_check
+from sag import storage
+from sag.distributed import Process
+from sag.models.checkpoints import cache_folder, fetch
+
+
+@dataclass
+class EvaluateConfig:
+    """The keys of configs/evaluate.yaml and their types; the values are there."""
+
+    extractor: Any = MISSING
+    published: Any = None
+    samples: str | None = None
+    reference: str | None = None
+    metrics: list[str] = MISSING
+    distance_dtype: str = MISSING
+    neighbours: int = MISSING
+    density_neighbours: int = MISSING
+    is_splits: int | None = None
+    is_shuffle: bool = MISSING
+    kid_subsets: int = MISSING
+    kid_subset_size: int = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    out: str | None = None
+    self_check: bool = MISSING
+
+
+ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
+
+
+def read_settings(cfg: DictConfig) -> Settings:
+    """The settings of the metrics among the keys of the config."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    chosen = {name: values[name] for name in Settings.__dataclass_fields__}
+    return Settings(**{**chosen, "metrics": tuple(chosen["metrics"])})
+
+
+def open_both(cfg: DictConfig) -> tuple[Batch, Batch]:
+    """The batches of `samples` and `reference`; an address is downloaded into the cache.
+
+    Raises:
+        ValueError: one of them is not given.
+    """
+    for key in ("samples", "reference"):
+        if cfg[key] is None:
+            raise ValueError(
+                f"{key}= is missing: give an npz or a folder of PNGs; scripts/sample.py makes samples, "
+                "scripts/make_reference.py a reference"
+            )
+    samples, reference = (fetch(str(path)) if "://" in path else Path(path) for path in (cfg.samples, cfg.reference))
+    return open_batch(samples), open_batch(reference)
+
+
+def check_published(published: DictConfig | None, samples: Batch, extractor: Extractor) -> None:
+    """Raise a ValueError if the samples cannot be put beside the published numbers."""
+    if published is None:
+        return
+    if published.extractor != extractor.id:
+        raise ValueError(f"{published.source} used {published.extractor}; the extractor here is {extractor.id}")
+    if samples.count != published.num_samples and not published.any_n:
+        raise ValueError(
+            f"{published.source} is about {published.num_samples} samples, {samples.path} holds {samples.count}: "
+            "FID depends on their number; published.any_n=true compares all the same"
+        )
+
+
+def out_file(cfg: DictConfig, samples: Batch, identity: dict[str, Any]) -> Path:
+    """The JSON of `out`, or one beside the samples, named by everything that decides the scores.
+
+    Raises:
+        ValueError: a place that cannot be written.
+    """
+    name = identity["extractor"].split("/")[0]
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    out = Path(cfg.out) if cfg.out is not None else samples.path.parent / f"{samples.path.stem}.{name}.{digest}.json"
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder; give the name of a JSON file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            return out
+    except OSError as error:
+        raise ValueError(f"{out.parent} cannot be written ({error.strerror}); give another place as out=scores.json") from error
+
+
+def earlier(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record in `out` if it answers the same question, None if there is none.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    if not out.exists():
+        return None
+    try:
+        found = json.loads(out.read_bytes())
+        if found["identity"] == identity:
+            return dict(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{out} holds something else than scores of these files with these settings; give another out, or remove it"
+    )
+
+
+def show(facts: dict[str, Any], published: DictConfig | None) -> bool:
+    """Print the table; whether all values are within the tolerances of the published ones, where there are any."""
+    print(f"samples    {facts['samples']}\nreference  {facts['reference']}\nextractor  {facts['extractor']}\n")
+    compared = published is not None
+    print(f"{'metric':<18}{'value':>14}{'published':>14}{'difference':>14}" if compared else f"{'metric':<18}{'value':>14}")
+    good = True
+    for name, value in facts["metrics"].items():
+        line = f"{name:<18}{value:>14.6f}"
+        key = name.removesuffix(facts["size_name"])
+        if published is not None and key in published["values"]:
+            known, tolerance = published["values"][key], (published.tolerance or {}).get(key)
+            line += f"{known:>14.6f}{value - known:>+14.6f}"
+            if tolerance is not None:
+                within = abs(value - known) <= tolerance
+                good &= within
+                line += f"   {'within' if within else 'OUTSIDE'} {tolerance:g}"
+        print(line)
+    for name, reason in facts["unavailable"].items():
+        print(f"{name:<18}{'-':>14}  {reason}")
+    if published is not None:
+        print(f"published: {published.source}, {published.num_samples} samples")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
+    return good
+
+
+def record(
+    scores: Scores, samples: Batch, reference: Batch, identity: dict[str, Any], device: torch.device, process: Process
+) -> dict[str, Any]:
+    """What a reader of the scores wants to know of how they came about."""
+    return {
+        "metrics": dict(table(scores, samples.count)),
+        "unavailable": scores.unavailable,
+        "warnings": scores.warnings,
+        "samples": samples.describe(),
+        "reference": reference.describe(),
+        "extractor": identity["extractor"],
+        "size_name": size_name(samples.count),
+        "identity": identity,
+        **provenance(device),
+        "processes": process.world,
+        "seconds": scores.seconds,
+    }
+
+
+def main(cfg: DictConfig) -> None:
+    """Score by the config, print a table and write a JSON; what is scored already is only printed."""
+    if cfg.self_check:
+        sys.exit(0 if self_check() else "error: the self-check failed; see the lines marked FAILED")
+    if cfg.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    settings, process = read_settings(cfg), Process.current()
+    device = pick_device(cfg.device, "float32")
+    samples, reference = open_both(cfg)
+    extractor: Extractor = instantiate(cfg.extractor).to(device)
+    check_published(cfg.published, samples, extractor)
+    identity = json.loads(
+        json.dumps(
+            {
+                "samples": samples.fingerprint,
+                "reference": reference.fingerprint,
+                "extractor": extractor.id,
+                "settings": asdict(settings),
+                "version": sag.__version__,
+            }
+        )
+    )
+    out = out_file(cfg, samples, identity)
+    facts = earlier(out, identity)
+    done = facts is not None
+    if facts is None:
+        work, cache = out.parent / f".{out.stem}.features", cache_folder() / "features"
+        scores = score(
+            samples, reference, extractor, settings, work=work, cache=cache, process=process, batch_size=cfg.batch_size
+        )
+        if scores is None:
+            print(f"rank {process.rank} of {process.world}: its share of the features is extracted")
+            return
+        facts = record(scores, samples, reference, identity, device, process)
+        with storage.atomic(out) as file:
+            file.write(to_json(facts))
+    if not process.main:
+        return
+    good = show(facts, cfg.published)
+    print(f"{'scored already, see' if done else 'wrote'} {out}")
+    if not good:
+        sys.exit("error: a score is outside the tolerance of the published one")
+
+
+if __name__ == "__main__":
+    run(main, "evaluate", EvaluateConfig)

@@ -1,0 +1,84 @@
+"""Make a reference batch: python scripts/make_reference.py data=folder data.path=... data.size=256 out=reference.npz"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import pick_device, run
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig
+
+from evaluations.batches import write_reference
+from evaluations.extraction import extract, folder_name
+from evaluations.frechet import Moments
+from sag.distributed import Process
+from sag.storage import ImageSource, SelectedImages
+
+
+@dataclass
+class MakeReferenceConfig:
+    """The keys of configs/make_reference.yaml and their types; the values are there."""
+
+    extractor: Any = MISSING
+    data: Any = MISSING
+    num_images: int = MISSING
+    limit: int | None = None
+    seed: int = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    out: str = MISSING
+
+
+ConfigStore.instance().store("make_reference_schema", MakeReferenceConfig)
+
+
+def choose(count: int, available: int, seed: int, key: str) -> np.ndarray:
+    """`count` of `available` indices, drawn without replacement, in ascending order.
+
+    Raises:
+        ValueError: more than there are, or less than one.
+    """
+    if not 1 <= count <= available:
+        raise ValueError(f"{key}={count} images are asked for, but the data has {available}")
+    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
+
+
+def main(cfg: DictConfig) -> None:
+    """Extract features of the data, and write statistics of all images and some of the images."""
+    out, process = Path(cfg.out), Process.current()
+    if out.suffix != ".npz":
+        raise ValueError(f"out={out} must end in .npz")
+    if out.exists():
+        raise ValueError(f"{out} is there already; give another out, or remove it")
+    if cfg.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    device = pick_device(cfg.device, "float32")
+    data: ImageSource = instantiate(cfg.data)
+    if cfg.limit is not None:
+        data = SelectedImages(data, choose(cfg.limit, len(data), cfg.seed, "limit"))
+    kept = choose(min(cfg.num_images, len(data)), len(data), cfg.seed, "num_images")
+    extractor = instantiate(cfg.extractor).to(device)
+    work = out.with_name(f".{out.stem}.features")
+    if process.main:
+        data.verify()
+    files = extract(data, extractor, work / folder_name(data, extractor), process, cfg.batch_size, "data")
+    if not process.main:
+        print(f"rank {process.rank} of {process.world}: its share of the features is extracted")
+        return
+    pool, spatial = Moments(), Moments()
+    for _, arrays in files:
+        pool.update(arrays["pool"])
+        if "spatial" in arrays:
+            spatial.update(arrays["spatial"])
+    write_reference(out, data, kept, pool.statistics(), spatial.statistics() if spatial.count else None, extractor.id)
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"wrote {out}: statistics of {len(data)} images, {len(kept)} images, {extractor.id}")
+    for note in extractor.notes:
+        print(f"warning: {note}")
+
+
+if __name__ == "__main__":
+    run(main, "make_reference", MakeReferenceConfig)

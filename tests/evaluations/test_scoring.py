@@ -1,0 +1,264 @@
+"""Whole scores: definition of each value, several processes, what files can serve, warnings, and memory."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyNetwork, random_images
+
+from evaluations import extraction
+from evaluations.batches import open_batch
+from evaluations.extraction import FeatureFiles, extract
+from evaluations.extractors import Features, ModuleExtractor
+from evaluations.frechet import Statistics, frechet_distance
+from evaluations.inception_score import InceptionScore
+from evaluations.kernel import kernel_distance
+from evaluations.neighbours import density_coverage, precision_recall
+from evaluations.scoring import METRICS, Settings, score, size_name, table
+from sag.distributed import Process
+from sag.storage import ArrayImages
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(extraction, "SHARD", 50)
+
+
+@pytest.fixture
+def files(tmp_path):
+    np.savez(tmp_path / "samples.npz", arr_0=random_images(0, 230))
+    np.savez(tmp_path / "reference.npz", arr_0=random_images(1, 330))
+    return open_batch(tmp_path / "samples.npz"), open_batch(tmp_path / "reference.npz")
+
+
+def scored(samples, reference, tmp_path, settings=None, name="work", **options):
+    extractor = options.pop("extractor", None) or ModuleExtractor("tiny", TinyNetwork())
+    settings = settings or Settings(kid_subsets=5)
+    folders = {"work": tmp_path / name, "cache": tmp_path / f"{name}-cache"}
+    return score(samples, reference, extractor, settings, **folders, **options)
+
+
+def test_every_value_is_its_metric_on_the_features(files, tmp_path):
+    found = scored(*files, tmp_path)
+    extractor = ModuleExtractor("tiny", TinyNetwork())
+    x, y = (extractor(torch.from_numpy(batch.images.read(0, 999)).permute(0, 3, 1, 2)) for batch in files)
+
+    def statistics(v):
+        return Statistics(v.double().mean(0).numpy(), np.cov(v.double().numpy(), rowvar=False))
+
+    inception_score = InceptionScore(230)
+    inception_score.update(0, x.logits.numpy())
+    names = ("precision", "recall", "density", "coverage", "kid", "kid_std")
+    pairs = (
+        precision_recall(x.pool, y.pool),
+        density_coverage(x.pool, y.pool),
+        kernel_distance(x.pool.numpy(), y.pool.numpy(), 5),
+    )
+    expected = {
+        "fid": frechet_distance(statistics(x.pool), statistics(y.pool)),
+        "sfid": frechet_distance(statistics(x.spatial), statistics(y.spatial)),
+        "is": inception_score.score(),
+        **dict(zip(names, [value for pair in pairs for value in pair], strict=True)),
+    }
+    assert found.values == pytest.approx(expected, rel=1e-9)
+    assert found.unavailable == {}
+    assert [name for name, _ in table(found, 230)] == [f"{name}_230" for name in (*METRICS, "kid_std")]
+
+
+def test_any_number_of_processes_gives_the_same_numbers(files, tmp_path):
+    expected = scored(*files, tmp_path).values
+    for world in (2, 3):
+        name = f"work{world}"
+        for rank in reversed(range(1, world)):
+            assert scored(*files, tmp_path, name=name, process=Process(rank, world)) is None
+        assert scored(*files, tmp_path, name=name, process=Process(0, world)).values == expected
+        assert not (tmp_path / name).exists()
+    # others that never came
+    assert scored(*files, tmp_path, name="alone", process=Process(0, 9)).values == expected
+
+
+def test_the_batch_size_does_not_matter(files, tmp_path):
+    a, b = (scored(*files, tmp_path, name=f"work{size}", batch_size=size).values for size in (1, 32))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_stopped_extraction_continues(files, tmp_path, monkeypatch):
+    expected = scored(*files, tmp_path).values
+    write, written = extraction._write, []
+
+    def dies(path, parts):
+        if len(written) == 3:
+            raise OSError("no space left on device")
+        written.append(path)
+        write(path, parts)
+
+    monkeypatch.setattr(extraction, "_write", dies)
+    with pytest.raises(OSError, match="no space"):
+        scored(*files, tmp_path, name="again")
+    kept = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr(extraction, "_write", write)
+    assert scored(*files, tmp_path, name="again").values == expected
+    reference = [path for path in kept if "cache" in str(path)]
+    assert len(reference) == 3
+    assert all(path.stat().st_mtime_ns == kept[path] for path in reference)
+
+
+def test_features_of_the_reference_are_extracted_once(files, tmp_path, monkeypatch):
+    first = scored(*files, tmp_path)
+    seen = []
+    monkeypatch.setattr(extraction, "_check_finite", lambda found, start, title: seen.append(title))
+    second = scored(*files, tmp_path)
+    assert second.values == first.values
+    assert set(seen) == {"samples"}
+    scored(*files, tmp_path, extractor=ModuleExtractor("tiny", TinyNetwork(2.0)))
+    assert set(seen) == {"samples", "reference"}
+
+
+def test_a_late_process_finds_its_work_done_and_cleared(tmp_path, monkeypatch):
+    source = ArrayImages(random_images(0, 120))
+    write = extraction._write
+
+    def too_late(path, parts):
+        for file in path.parent.iterdir():
+            file.unlink()
+        path.parent.rmdir()
+        write(path, parts)
+
+    monkeypatch.setattr(extraction, "_write", too_late)
+    extract(source, ModuleExtractor("tiny", TinyNetwork()), tmp_path / "f", Process(1, 2), 32, "samples")
+    assert not (tmp_path / "f").exists()
+
+
+def test_statistics_in_the_files_are_used_and_images_where_they_are_needed(files, tmp_path):
+    samples, reference = files
+    full = scored(samples, reference, tmp_path).values
+    extractor = ModuleExtractor("tiny", TinyNetwork())
+    x = extractor(torch.from_numpy(reference.images.read(0, 999)).permute(0, 3, 1, 2))
+    moments = {}
+    for letter, v in (("", x.pool), ("_s", x.spatial)):
+        moments |= {f"mu{letter}": v.double().mean(0).numpy(), f"sigma{letter}": np.cov(v.double().numpy(), rowvar=False)}
+    np.savez(tmp_path / "all.npz", **moments, extractor=extractor.id)
+    found = scored(samples, open_batch(tmp_path / "all.npz"), tmp_path, name="all")
+    assert found.values == pytest.approx({name: full[name] for name in ("fid", "sfid", "is")}, rel=1e-9)
+    reasons = dict.fromkeys(("precision", "recall", "kid", "density", "coverage"), "holds statistics only, no images")
+    assert set(found.unavailable) == set(reasons)
+    assert all(reasons[name] in reason for name, reason in found.unavailable.items())
+    np.savez(tmp_path / "pool.npz", mu=moments["mu"], sigma=moments["sigma"])
+    found = scored(samples, open_batch(tmp_path / "pool.npz"), tmp_path, name="pool")
+    assert set(found.values) == {"fid", "is"}
+    assert "holds no spatial statistics" in found.unavailable["sfid"]
+    # statistics on both sides need no images at all
+    both = scored(open_batch(tmp_path / "all.npz"), open_batch(tmp_path / "pool.npz"), tmp_path, name="both")
+    assert both.values == pytest.approx({"fid": 0}, abs=1e-9)
+
+
+class PoolOnly(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_what_an_extractor_does_not_give_is_said(files, tmp_path):
+    found = scored(*files, tmp_path, extractor=ModuleExtractor("pool", PoolOnly()))
+    assert found.unavailable == {"sfid": "the extractor gives no spatial features", "is": "the extractor gives no logits"}
+    assert set(found.values) == {"fid", "precision", "recall", "kid", "kid_std", "density", "coverage"}
+
+
+def test_only_what_is_asked_for_is_measured(files, tmp_path):
+    assert set(scored(*files, tmp_path, Settings(metrics=("is", "recall"))).values) == {"is", "recall"}
+
+
+def test_pairs_that_cannot_be_compared(files, tmp_path):
+    samples, reference = files
+    np.savez(tmp_path / "large.npz", arr_0=random_images(1, 10, size=16))
+    with pytest.raises(
+        ValueError, match=r"samples\.npz has images of 8x8, .*large\.npz of 16x16; scores compare images of one"
+    ):
+        scored(samples, open_batch(tmp_path / "large.npz"), tmp_path)
+    np.savez(tmp_path / "other.npz", mu=np.zeros(48), sigma=np.eye(48), extractor="inception-x")
+    with pytest.raises(ValueError, match=r"other\.npz were made with inception-x, but the extractor is tiny-\w{8}; choose"):
+        scored(samples, open_batch(tmp_path / "other.npz"), tmp_path)
+    np.savez(tmp_path / "dims.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(ValueError, match="features of 48 and of 64 dimensions"):
+        scored(samples, open_batch(tmp_path / "dims.npz"), tmp_path)
+    np.savez(tmp_path / "few.npz", arr_0=random_images(1, 3))
+    found = scored(open_batch(tmp_path / "few.npz"), reference, tmp_path, name="few")
+    assert "holds 3 images; 4 are needed" in found.unavailable["precision"]
+    assert "holds 3 images; 6 are needed" in found.unavailable["coverage"]
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(48), sigma=np.eye(48))
+    with pytest.raises(
+        ValueError, match=r"none of the metrics can be measured on these files: kid: .*mu\.npz holds statistics"
+    ):
+        scored(samples, open_batch(tmp_path / "mu.npz"), tmp_path, Settings(metrics=("kid",)))
+
+
+class Broken(torch.nn.Module):
+    def forward(self, x):
+        found = x.mean((2, 3))
+        found[x.mean((1, 2, 3)) > 0.55] = float("nan")
+        return found
+
+
+def test_features_that_are_not_finite_name_the_image(files, tmp_path):
+    first = int(np.flatnonzero(files[1].images.read(0, 999).mean((1, 2, 3)) / 255 > 0.55)[0])
+    with pytest.raises(ValueError, match=rf"not finite for image {first} of the reference"):
+        scored(*files, tmp_path, extractor=ModuleExtractor("broken", Broken()))
+
+
+def test_damaged_samples_are_found_before_the_work(files, tmp_path):
+    path = tmp_path / "samples.npz"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"samples\.npz is not an npz, or is damaged \(Bad CRC-32"):
+        scored(open_batch(path), files[1], tmp_path)
+
+
+def test_few_images_are_warned_of(files, tmp_path):
+    found = scored(*files, tmp_path)
+    assert sum("images are few: below 2048" in warning for warning in found.warnings) == 2
+
+
+class Certain(torch.nn.Module):
+    def forward(self, x):
+        pool = x.mean((2, 3))
+        return {"pool": pool, "logits": 1000 * torch.nn.functional.one_hot((pool[:, 0] * 10).long().clamp_max(9), 10)}
+
+
+def test_sorted_samples_are_warned_of(tmp_path, files, monkeypatch):
+    monkeypatch.setattr("evaluations.inception_score.CHUNK", 50)
+    rows = random_images(0, 230)
+    order = np.argsort(rows[..., 0].mean((1, 2)))
+    np.savez(tmp_path / "sorted.npz", arr_0=rows[order])
+    settings, extractor = Settings(metrics=("is",)), ModuleExtractor("certain", Certain())
+    mixed = scored(files[0], files[1], tmp_path, settings, extractor=extractor)
+    assert not any("sorted" in warning for warning in mixed.warnings)
+    found = scored(open_batch(tmp_path / "sorted.npz"), files[1], tmp_path, settings, extractor=extractor)
+    assert any("look sorted by class: IS is" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ("fid", "fjd")}, "unknown metric 'fjd'; expected any of fid, sfid, is"),
+        ({"metrics": ()}, "unknown metric"),
+        ({"distance_dtype": "bfloat16"}, "distance_dtype must be float32 or float16"),
+        ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
+        ({"kid_subset_size": 1}, "kid_subset_size must be at least 2, got 1"),
+        ({"is_splits": 0}, "is_splits must be at least 1 or null"),
+    ],
+)
+def test_impossible_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**change)
+
+
+def test_names_carry_n():
+    assert [size_name(n) for n in (10000, 50000, 1000, 1234, 64, None)] == ["_10k", "_50k", "_1k", "_1234", "_64", ""]
+
+
+def test_feature_files_come_in_the_order_of_the_images(tmp_path):
+    source = ArrayImages(random_images(0, 130))
+    files = extract(source, ModuleExtractor("tiny", TinyNetwork()), tmp_path, Process(), 7, "data")
+    assert [start for start, _ in files] == [0, 50, 100]
+    pool = np.concatenate([arrays["pool"] for _, arrays in FeatureFiles(tmp_path, 130)])
+    expected = Features(*ModuleExtractor("tiny", TinyNetwork())(torch.from_numpy(source.images).permute(0, 3, 1, 2)))
+    assert np.allclose(pool, expected.pool, atol=1e-6)

@@ -1,0 +1,54 @@
+"""Datasets known by name: read from idx files, gzipped or plain."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from sag.training import data
+from sag.training.data import fashion_mnist
+
+
+def write_idx(folder, packed, count=5):
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        files = {
+            f"{part}-images-idx3-ubyte": struct.pack(">4I", 2051, count, 28, 28) + images.tobytes(),
+            f"{part}-labels-idx1-ubyte": struct.pack(">2I", 2049, count) + bytes(range(count)),
+        }
+        for name, content in files.items():
+            if packed:
+                with gzip.open(folder / f"{name}.gz", "wb") as file:
+                    file.write(content)
+            else:
+                (folder / name).write_bytes(content)
+    return images
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_of_a_folder(tmp_path, packed):
+    images = write_idx(tmp_path / "idx", packed)
+    source = fashion_mnist("test", str(tmp_path / "idx"))
+    assert source.shape == (5, 32, 32, 1)
+    found = source.read(0, 5)
+    assert np.array_equal(found[:, 2:30, 2:30, 0], images)
+    assert found.sum() == images.sum()  # the margin is black
+    assert fashion_mnist("train", str(tmp_path / "idx"), size=28).shape == (5, 28, 28, 1)
+
+
+def test_bad_requests_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="split must be train or test, got 'validation'"):
+        fashion_mnist("validation")
+    with pytest.raises(ValueError, match="size must be at least 28, got 16"):
+        fashion_mnist(size=16)
+    with pytest.raises(FileNotFoundError, match=r"no folder nowhere; it should hold train-images-idx3-ubyte"):
+        fashion_mnist(folder="nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no train-images-idx3-ubyte or train-images-idx3-ubyte\.gz"):
+        fashion_mnist(folder=str(tmp_path / "empty"))
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(data.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(OSError, match=r"could not download Fashion-MNIST .*install Debian's package dataset-fashion-mnist"):
+        fashion_mnist()
