@@ -14,9 +14,10 @@ from torch import Tensor
 from evaluations.precise import float32_products
 
 DistanceDtype = Literal["float32", "float16"]
-TILE = 1024  # rows and columns whose distances are held at once
+TILE = 512  # rows and columns whose distances are held at once
 SPARE = 4  # candidates beyond the k-th neighbour that are measured exactly
-PAIRS = 1024  # pairs measured exactly at once
+PAIRS = 256  # pairs measured exactly at once
+ROWS = 16  # rows whose candidates are measured at once
 
 
 def precision_recall(
@@ -75,9 +76,9 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 def _kth(features: Tensor, rows: slice, candidates: Tensor, others: Tensor, k: int) -> Tensor:
     """The exact k-th distances of some rows, given candidates (n, m) and a lower bound (n,) for all who are none."""
-    own = features[rows].double()
-    distances = torch.stack([_exact(own, features[place]) for place in candidates.T], 1)
-    radius = distances.topk(k + 1, largest=False).values[:, k]
+    own = features[rows]
+    pairs = [_exact(x[:, None], features[places]) for x, places in zip(own.split(ROWS), candidates.split(ROWS), strict=True)]
+    radius = torch.cat(pairs).topk(k + 1, largest=False).values[:, k]
     if candidates.shape[1] < len(features):
         for row in ((radius > others) & (radius > 0)).nonzero()[:, 0].tolist():
             distances = torch.cat([_exact(own[row], part) for part in features.split(PAIRS)])
@@ -98,7 +99,7 @@ class _Count:
 
 
 class _Tile:
-    """Squared distances of x (n, D) to y (m, D), approximate, and by how much they may be wrong, both (n, m) float32."""
+    """Squared distances of x (n, D) to y (m, D), approximate, and by how much they may be wrong, (n, m) in `centre`'s dtype."""
 
     def __init__(self, x: Tensor, y: Tensor, centre: Tensor, norm_x: Tensor, norm_y: Tensor) -> None:
         self.x, self.y = x, y
@@ -106,12 +107,12 @@ class _Tile:
             self.squared = torch.addmm(norm_y.square()[None, :], x - centre, (y - centre).T, alpha=-2)
         self.squared += norm_x.square()[:, None]
         # |computed - true| of an inner product of D terms is at most D u |x| |y|; 8 more for the sums and roundings around it
-        root = (x.shape[1] + 8) ** 0.5 * 2**-12
+        root = ((x.shape[1] + 8) * torch.finfo(centre.dtype).eps / 2) ** 0.5
         self.error = (norm_x * root)[:, None].add((norm_y * root)[None, :]).square_()
 
     def within(self, radius: Tensor, closed: bool = True) -> Tensor:
         """Whether the true squared distance is at most (less than, if not closed) `radius`, (1, m) or (n, 1); (n, m) bool."""
-        excess = self.squared - radius.float()
+        excess = self.squared - radius.to(self.squared.dtype)
         inside = excess < 0
         rows, columns = (excess.abs_() <= self.error).nonzero(as_tuple=True)
         limit = radius.expand(len(self.x), len(self.y))
@@ -122,8 +123,15 @@ class _Tile:
 
 
 def _tiles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, _Tile]]:
-    # the nearer to zero, the smaller the error
-    centre = (torch.stack([part.sum(0, dtype=torch.float64) for part in y.split(TILE)]).sum(0) / len(y)).float()
+    centre = y.mean(0)  # the nearer to zero, the smaller the error
+    probe = next(_tiles_around(centre, x[:: -(-len(x) // 64)], y[:: -(-len(y) // TILE)]))[2]
+    near = probe.squared.topk(min(4, probe.squared.shape[1]), largest=False).values[:, -1]
+    # where neighbours are so near that float32 leaves many pairs to be measured exactly, float64 is faster
+    fine = near.median() > 500 * probe.error.median()
+    yield from _tiles_around(centre if fine else centre.double(), x, y)
+
+
+def _tiles_around(centre: Tensor, x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, _Tile]]:
     norm_x, norm_y = (torch.cat([torch.linalg.vector_norm(part - centre, dim=1) for part in v.split(TILE)]) for v in (x, y))
     for top in range(0, len(x), TILE):
         rows = slice(top, min(top + TILE, len(x)))
@@ -144,7 +152,7 @@ def _check(samples: Tensor, reference: Tensor, k: int) -> None:
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) <= k:
             raise ValueError(f"{k} nearest neighbours need more than {k} {name}, got {len(features)}")
-        if not features.isfinite().all():
+        if not all(part.isfinite().all() for part in features.split(TILE)):  # of the whole at once it would take a copy
             raise ValueError(f"features of the {name} are not finite")
 
 

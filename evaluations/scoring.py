@@ -250,10 +250,10 @@ def _measure(
 
 def _warnings(samples: Batch, reference: Batch, summary: Summary) -> list[str]:
     found = []
-    for batch, name in ((samples, "samples"), (reference, "reference")):
+    for batch, name in ((samples, "samples"), (reference, "reference images")):
         count = batch.count
         if count is not None and count < FEW:
-            found.append(f"{count} {name} images are few: below {FEW}, FID depends more on their number than on their quality")
+            found.append(f"there are only {count} {name}: below {FEW}, FID tells their number more than their quality")
     ordered, shuffled = summary.inception_score, summary.shuffled_score
     if ordered is not None and shuffled is not None and ordered < SORTED * shuffled:
         found.append(

@@ -1,24 +1,22 @@
-"""Measure seconds per step, memory and arithmetic rate of guided sampling, with random weights.
+"""Measure seconds per step, memory and arithmetic rate of guided sampling, with random weights; or, by part, the evaluation.
 
-All comparisons are within one run: the cases take turns, step by step.
+All comparisons are within one run: the cases of sampling take turns, step by step.
 """
 
 import contextlib
-import ctypes
 import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_evaluation import benchmark_evaluation
 from common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
+from measure import peak_memory, seconds
 from omegaconf import MISSING, DictConfig
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from sag import storage
@@ -33,12 +31,14 @@ WARM_UP = 2
 class BenchmarkConfig:
     """The keys of configs/benchmark.yaml and their types; the values are there."""
 
+    part: str = MISSING
     model: Any = MISSING
     classifier: Any = None
     sampler: Any = MISSING
     guidance: dict[str, Any] = field(default_factory=dict)
     batch_size: int = MISSING
     rounds: int = MISSING
+    samples: list[int] = MISSING
     precisions: list[str] | None = None
     compile: list[bool] = MISSING
     device: str = MISSING
@@ -52,36 +52,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large square matrix product: the most this machine gives in this precision."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
-    seconds = [_seconds(lambda: a @ b, device) for _ in range(6)]
-    return 2 * size**3 / min(seconds)
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes in use at the peak of a call, weights included; None where the system does not tell (a CPU without Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.exists():
-        call()
-        return None
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier cases freed does not count
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    call()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
 
 
 class _NoModules(contextlib.nullcontext[None]):
@@ -92,6 +63,8 @@ class _NoModules(contextlib.nullcontext[None]):
 
 def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], device: torch.device) -> dict[str, dict[str, Any]]:
     """For each case: seconds per step (the median), peak memory, FLOP per step and passes."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it takes 70 MB that the evaluation's memory is free of
+
     shape = (network.image_channels, network.image_size, network.image_size)
     noise = SampleNoise(0, range(cfg.batch_size), shape, device)
     labels = torch.zeros(cfg.batch_size, dtype=torch.int64, device=device)
@@ -115,11 +88,11 @@ def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], dev
             "flop_per_step": counter.get_total_flops(),
             "peak_memory": peak_memory(iterators[name].__next__, device),
         }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(cfg.rounds):
         for name, iterator in iterators.items():
-            seconds[name].append(_seconds(iterator.__next__, device))
-    return {name: {**row, "seconds_per_step": statistics.median(seconds[name])} for name, row in rows.items()}
+            times[name].append(seconds(iterator.__next__, device))
+    return {name: {**row, "seconds_per_step": statistics.median(times[name])} for name, row in rows.items()}
 
 
 def derived(row: dict[str, Any], base: dict[str, Any], batch_size: int, steps: int, peak_rate: float) -> dict[str, Any]:
@@ -154,10 +127,30 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
 
 
 def main(cfg: DictConfig) -> None:
-    """Measure every combination, print a table, and write {model}.json into `out`."""
-    if cfg.batch_size < 1 or cfg.rounds < 1:
-        raise ValueError(f"batch_size and rounds must be at least 1, got {cfg.batch_size} and {cfg.rounds}")
+    """Measure the part asked for, print a table, and write a JSON into `out`."""
+    if cfg.part not in ("sampling", "evaluation"):
+        raise ValueError(f"part must be sampling or evaluation, got {cfg.part!r}")
+    if cfg.batch_size < 1 or cfg.rounds < 1 or not cfg.samples or min(cfg.samples) < 10:
+        raise ValueError(
+            f"batch_size and rounds must be at least 1, samples at least 10; got {cfg.batch_size}, {cfg.rounds}, {cfg.samples}"
+        )
     device = pick_device(cfg.device, "float32")
+    name = cfg.model.name if cfg.part == "sampling" else "evaluation"
+    print(f"{name}, {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if cfg.part == "sampling":
+        facts = benchmark_sampling(cfg, device)
+    else:
+        facts = benchmark_evaluation(list(cfg.samples), cfg.batch_size, device)
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    with storage.atomic(out / f"{name}.json") as file:
+        file.write(json.dumps(facts | machine, indent=1).encode())
+    print(f"wrote {out / name}.json")
+
+
+def benchmark_sampling(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """Measure every combination of guidance, precision and compilation, and print a table."""
     precisions = list(cfg.precisions or [p for p in PRECISIONS if p != "float16" or device.type == "cuda"])
     for precision in precisions:
         pick_device(cfg.device, precision)
@@ -175,9 +168,6 @@ def main(cfg: DictConfig) -> None:
     techniques = build_guidance({name: cfg.guidance[name] for name in names}, random_network)
     cases = {" + ".join(names[:n]) or "none": techniques[:n] for n in range(len(names) + 1)}
     steps = len(instantiate(cfg.model.diffusion).respace(cfg.sampler.steps).schedule)
-    machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{cfg.model.name}, batch {cfg.batch_size}, {machine}")
-
     rows: list[dict[str, Any]] = []
     flop: dict[str, int] = {}
     combinations = [(precision, compiled) for compiled in sorted(set(cfg.compile)) for precision in precisions]
@@ -192,20 +182,7 @@ def main(cfg: DictConfig) -> None:
             settings = {"guidance": name, "precision": precision, "compiled": compiled}
             rows.append(settings | row | derived(row, found["none"], cfg.batch_size, steps, peak_rate))
     print(table(rows, steps))
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "model": cfg.model.name,
-        "batch_size": cfg.batch_size,
-        "rounds": cfg.rounds,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rows": rows,
-    }
-    with storage.atomic(out / f"{cfg.model.name}.json") as file:
-        file.write(json.dumps(facts, indent=1).encode())
-    print(f"wrote {out / cfg.model.name}.json")
+    return {"model": cfg.model.name, "batch_size": cfg.batch_size, "rounds": cfg.rounds, "rows": rows}
 
 
 if __name__ == "__main__":

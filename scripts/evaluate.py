@@ -130,11 +130,11 @@ def show(facts: dict[str, Any], published: DictConfig | None) -> bool:
     print(f"{'metric':<18}{'value':>14}{'published':>14}{'difference':>14}" if compared else f"{'metric':<18}{'value':>14}")
     good = True
     for name, value in facts["metrics"].items():
-        line = f"{name:<18}{value:>14.6f}"
+        line = f"{name:<18}{value:>14.7g}"
         key = name.removesuffix(facts["size_name"])
         if published is not None and key in published["values"]:
             known, tolerance = published["values"][key], (published.tolerance or {}).get(key)
-            line += f"{known:>14.6f}{value - known:>+14.6f}"
+            line += f"{known:>14.7g}{value - known:>+14.4g}"
             if tolerance is not None:
                 within = abs(value - known) <= tolerance
                 good &= within

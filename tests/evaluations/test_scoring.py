@@ -1,5 +1,8 @@
 """Whole scores: definition of each value, several processes, what files can serve, warnings, and memory."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -214,7 +217,7 @@ def test_damaged_samples_are_found_before_the_work(files, tmp_path):
 
 def test_few_images_are_warned_of(files, tmp_path):
     found = scored(*files, tmp_path)
-    assert sum("images are few: below 2048" in warning for warning in found.warnings) == 2
+    assert sum("there are only" in warning for warning in found.warnings) == 2
 
 
 class Certain(torch.nn.Module):
@@ -262,3 +265,29 @@ def test_feature_files_come_in_the_order_of_the_images(tmp_path):
     pool = np.concatenate([arrays["pool"] for _, arrays in FeatureFiles(tmp_path, 130)])
     expected = Features(*ModuleExtractor("tiny", TinyNetwork())(torch.from_numpy(source.images).permute(0, 3, 1, 2)))
     assert np.allclose(pool, expected.pool, atol=1e-6)
+
+
+PEAK = """
+import sys, pathlib, numpy as np, torch
+from evaluations.batches import open_batch
+from evaluations.extractors import ModuleExtractor
+from evaluations.scoring import Settings, score
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2048))
+status, folder = pathlib.Path("/proc/self/status"), pathlib.Path(sys.argv[1])
+batch = open_batch(sys.argv[2])
+for _ in range(2):  # the first run warms up
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    score(batch, batch, ModuleExtractor("x", network), Settings(metrics=("fid",)), work=folder / "w", cache=folder / "c")
+print(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    peaks = []
+    for count in (1000, 8000):
+        np.savez(tmp_path / f"{count}.npz", arr_0=np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+        command = [sys.executable, "-c", PEAK, str(tmp_path / str(count)), str(tmp_path / f"{count}.npz")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024)
+    assert peaks[1] - peaks[0] < 30  # MiB; the features of 7000 images would be 55 more on each side
