@@ -1,0 +1,1 @@
+"""Scores of sample batches: FID, sFID, Inception Score, precision, recall, KID, density, coverage."""

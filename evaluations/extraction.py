@@ -49,6 +49,8 @@ def extract(
     """
     files = FeatureFiles(folder, len(source))
     folder.mkdir(parents=True, exist_ok=True)
+    if process.main and not all(shard.exists() for shard in files.shards):
+        source.verify()
     with tqdm(total=len(source), unit="image", desc=f"{title:<9}", bar_format=BAR, disable=not process.main) as bar:
         for number in process.shares(len(files.shards)):
             start = number * SHARD

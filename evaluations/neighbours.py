@@ -25,7 +25,7 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Precision: the share of samples within the distance of the k-th neighbour of any reference image; recall: the reverse.
 
-    distance_dtype: "float16" rounds as ADM's evaluator does, which lifts both by about 0.001 to 0.002.
+    distance_dtype: "float16" rounds as ADM's evaluator does, which lifts both a little.
 
     Raises:
         ValueError: k neighbours do not exist, or features are not finite.

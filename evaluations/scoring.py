@@ -1,6 +1,5 @@
 """From two batches to scores: which metrics the files can serve, features, then the metrics."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from evaluations.batches import Batch
 from evaluations.extraction import FeatureFiles, extract, folder_name
-from evaluations.extractors import Extractor
+from evaluations.extractors import Extractor, Features
 from evaluations.frechet import Moments, Statistics, frechet_distance
 from evaluations.inception_score import InceptionScore
 from evaluations.kernel import kernel_distance
@@ -61,7 +60,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Summary:
+class _Summary:
     """What the metrics need to know of one batch; None where it was not asked for or cannot be had."""
 
     pool: Statistics | None = None
@@ -78,23 +77,6 @@ def size_name(count: int | None) -> str:
     return f"_{count // 1000}k" if count % 1000 == 0 and count else f"_{count}"
 
 
-def check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> None:
-    """Raise a ValueError if the two cannot be compared with this extractor."""
-    for batch in (samples, reference):
-        if batch.extractor is not None and batch.extractor != extractor.id:
-            raise ValueError(
-                f"the statistics in {batch.path} were made with {batch.extractor}, but the extractor is {extractor.id}; "
-                "choose that extractor, or make statistics with scripts/make_reference.py"
-            )
-    if samples.images is not None and reference.images is not None:
-        sizes = [f"{batch.images.shape[1]}x{batch.images.shape[2]}" for batch in (samples, reference) if batch.images]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"{samples.path} has images of {sizes[0]}, {reference.path} of {sizes[1]}; scores compare images of one size: "
-                "make a reference of that size with scripts/make_reference.py"
-            )
-
-
 def score(
     samples: Batch,
     reference: Batch,
@@ -108,39 +90,92 @@ def score(
 ) -> Scores | None:
     """Score samples against a reference. Returns None in all processes but the main one.
 
-    work: a folder for the samples' features, shared by all processes, removed at the end. cache: a folder where those of the
-    reference are kept, so that they are extracted once.
+    work: a folder for the samples' features, shared by all processes; whoever calls removes it. cache: a folder where those of
+    the reference stay, so that they are extracted once.
 
     Raises:
         ValueError: batches that cannot be compared, damaged files, features that are not finite, nothing to measure.
     """
     process = process or Process()
-    check_pair(samples, reference, extractor)
-    result = Scores(unavailable=_unavailable(samples, reference, settings))
-    asked = [name for name in settings.metrics if name not in result.unavailable]
+    probe = _check_pair(samples, reference, extractor)
+    result = Scores(unavailable=_unavailable(samples, reference, settings, probe))
+    asked = {name for name in settings.metrics if name not in result.unavailable}
     if not asked:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.unavailable.items())
         raise ValueError(f"none of the metrics can be measured on these files: {reasons}")
     clock = _Clock(result.seconds)
-    files: dict[str, FeatureFiles | None] = {}
+    files: dict[str, FeatureFiles | None] = {"samples": None, "reference": None}
     for title, batch, folder in (("reference", reference, cache), ("samples", samples, work)):
-        files[title] = None
-        if batch.images is not None and _needs_features(batch, asked, batch is samples):
-            if process.main:
-                batch.images.verify()
+        wanted = asked - {"is"} if batch is reference else asked
+        stored = {"fid": batch.pool, "sfid": batch.spatial}
+        if batch.images is not None and any(stored.get(name) is None for name in wanted):
             place = folder / folder_name(batch.images, extractor)
             files[title] = extract(batch.images, extractor, place, process, batch_size, title)
             clock.stop(f"features of {title}")
     if not process.main:
         return None
-    of_samples = summarise(samples, files["samples"], asked, settings)
-    of_reference = summarise(reference, files["reference"], asked)
+    of_samples = _summarise(samples, files["samples"], asked, settings)
+    of_reference = _summarise(reference, files["reference"], asked - {"is"}, settings)
     clock.stop("moments")
     device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
     _measure(result, asked, of_samples, of_reference, settings, device, clock)
     result.warnings += [*extractor.notes, *_warnings(samples, reference, of_samples)]
-    shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> Features | None:
+    """Raise a ValueError if the two cannot be compared with this extractor; the features of one image, if there is any."""
+    sizes, probe = [], None
+    for batch in (samples, reference):
+        if batch.extractor is not None and batch.extractor != extractor.id:
+            raise ValueError(
+                f"the statistics in {batch.path} were made with {batch.extractor}, but the extractor is {extractor.id}; "
+                "choose that extractor, or make statistics with scripts/make_reference.py"
+            )
+        if batch.images is not None:
+            sizes.append(f"{batch.images.shape[1]}x{batch.images.shape[2]}")
+            probe = extractor(torch.from_numpy(batch.images.read(0, 1)).permute(0, 3, 1, 2))
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"{samples.path} has images of {sizes[0]}, {reference.path} of {sizes[1]}; scores compare images of one size: "
+            "make a reference of that size with scripts/make_reference.py"
+        )
+    for batch in (samples, reference):
+        for name, statistics in (("pool", batch.pool), ("spatial", batch.spatial)):
+            features = getattr(probe, name) if probe is not None else None
+            if statistics is not None and features is not None and features.shape[1] != len(statistics.mean):
+                raise ValueError(
+                    f"the statistics of {name} features in {batch.path} have {len(statistics.mean)} dimensions, "
+                    f"{extractor.id} gives {features.shape[1]}: they are of another extractor"
+                )
+    return probe
+
+
+def _unavailable(samples: Batch, reference: Batch, settings: Settings, probe: Features | None) -> dict[str, str]:
+    needed = {
+        "is": settings.is_splits or 1,
+        "precision": settings.neighbours + 1,
+        "recall": settings.neighbours + 1,
+        "density": settings.density_neighbours + 1,
+        "coverage": settings.density_neighbours + 1,
+    }
+    reasons = {}
+    for name in settings.metrics:
+        for batch in (samples,) if name == "is" else (samples, reference):
+            stored = {"fid": batch.pool, "sfid": batch.spatial}.get(name)
+            if stored is not None:
+                continue
+            if batch.images is None and name == "sfid":
+                reasons[name] = f"{batch.path} holds no spatial statistics (mu_s, sigma_s)"
+            elif batch.images is None:
+                reasons[name] = f"{batch.path} holds statistics only, no images (arr_0)"
+            elif len(batch.images) < needed.get(name, 2):
+                reasons[name] = f"{batch.path} holds {len(batch.images)} images; {needed.get(name, 2)} are needed"
+            elif probe is not None and name == "sfid" and probe.spatial is None:
+                reasons[name] = "the extractor gives no spatial features"
+            elif probe is not None and name == "is" and probe.logits is None:
+                reasons[name] = "the extractor gives no logits"
+    return reasons
 
 
 class _Clock:
@@ -152,57 +187,29 @@ class _Clock:
         self.seconds[name], self.last = round(now - self.last, 3), now
 
 
-def _unavailable(samples: Batch, reference: Batch, settings: Settings) -> dict[str, str]:
-    reasons = {}
-    for name in settings.metrics:
-        need = {"density": settings.density_neighbours, "coverage": settings.density_neighbours, "kid": 1}
-        for batch in (samples, reference):
-            if name == "is" and batch is reference:
-                continue
-            k = need.get(name, settings.neighbours if name in OF_IMAGES else 0)
-            if batch.images is None and (name in OF_IMAGES or name == "is"):
-                reasons[name] = f"{batch.path} holds statistics only, no images (arr_0)"
-            elif batch.images is None and name == "sfid" and batch.spatial is None:
-                reasons[name] = f"{batch.path} holds no spatial statistics (mu_s, sigma_s)"
-            elif batch.images is not None and name in OF_IMAGES and len(batch.images) <= k:
-                reasons[name] = f"{batch.path} holds {len(batch.images)} images; {k + 1} are needed"
-            elif batch.images is not None and len(batch.images) < 2 and name in ("fid", "sfid"):
-                reasons[name] = f"{batch.path} holds one image, which has no covariance"
-    return reasons
-
-
-def _needs_features(batch: Batch, asked: list[str], is_samples: bool) -> bool:
-    return (
-        ("fid" in asked and batch.pool is None)
-        or ("sfid" in asked and batch.spatial is None)
-        or ("is" in asked and is_samples)
-        or bool(OF_IMAGES & set(asked))
-    )
-
-
-def summarise(batch: Batch, files: FeatureFiles | None, asked: list[str], settings: Settings | None = None) -> Summary:
-    """One pass over the features; statistics that the file brings are taken from it. settings: for the Inception Score."""
+def _summarise(batch: Batch, files: FeatureFiles | None, asked: set[str], settings: Settings) -> _Summary:
+    """One pass over the features; statistics that the file brings are taken from it."""
     if files is None:
-        return Summary(batch.pool, batch.spatial)
+        return _Summary(batch.pool, batch.spatial)
     pool, spatial = Moments(), Moments()
     ordered = shuffled = None
+    if "is" in asked:
+        ordered = InceptionScore(files.count, settings.is_splits, settings.is_shuffle)
+        shuffled = InceptionScore(files.count, settings.is_splits, shuffle=True)
     matrix: Tensor | None = None
     for start, arrays in files:
         if "fid" in asked and batch.pool is None:
             pool.update(arrays["pool"])
-        if "sfid" in asked and batch.spatial is None and "spatial" in arrays:
+        if "sfid" in asked and batch.spatial is None:
             spatial.update(arrays["spatial"])
-        if "is" in asked and settings is not None and "logits" in arrays:
-            if ordered is None or shuffled is None:
-                ordered = InceptionScore(files.count, settings.is_splits, settings.is_shuffle)
-                shuffled = InceptionScore(files.count, settings.is_splits, shuffle=True)
-            ordered.update(start, arrays["logits"])
-            shuffled.update(start, arrays["logits"])
-        if OF_IMAGES & set(asked):
+        for inception_score in (ordered, shuffled):
+            if inception_score is not None:
+                inception_score.update(start, arrays["logits"])
+        if OF_IMAGES & asked:
             if matrix is None:
                 matrix = torch.empty(files.count, arrays["pool"].shape[1])
             matrix[start : start + len(arrays["pool"])] = torch.from_numpy(arrays["pool"])
-    return Summary(
+    return _Summary(
         batch.pool or (pool.statistics() if pool.count else None),
         batch.spatial or (spatial.statistics() if spatial.count else None),
         None if ordered is None else ordered.score(),
@@ -213,42 +220,37 @@ def summarise(batch: Batch, files: FeatureFiles | None, asked: list[str], settin
 
 def _measure(
     result: Scores,
-    asked: list[str],
-    samples: Summary,
-    reference: Summary,
+    asked: set[str],
+    samples: _Summary,
+    reference: _Summary,
     settings: Settings,
     device: torch.device,
     clock: _Clock,
 ) -> None:
-    pairs = {"fid": (samples.pool, reference.pool), "sfid": (samples.spatial, reference.spatial)}
-    for name, (a, b) in pairs.items():
+    for name, a, b in (("fid", samples.pool, reference.pool), ("sfid", samples.spatial, reference.spatial)):
         if name in asked and a is not None and b is not None:
             result.values[name] = frechet_distance(a, b)
             clock.stop(name)
-        elif name in asked:
-            result.unavailable[name] = "the extractor gives no spatial features"
-    if "is" in asked and samples.inception_score is not None:
+    if samples.inception_score is not None:
         result.values["is"] = samples.inception_score
-    elif "is" in asked:
-        result.unavailable["is"] = "the extractor gives no logits"
     if samples.features is None or reference.features is None:
         return
-    x, y = samples.features.to(device), reference.features.to(device)
+    x, y = samples.features, reference.features
     groups: dict[tuple[str, str], Callable[[], tuple[float, float]]] = {
-        ("precision", "recall"): lambda: precision_recall(x, y, settings.neighbours, settings.distance_dtype),
-        ("density", "coverage"): lambda: density_coverage(x, y, settings.density_neighbours),
-        ("kid", "kid_std"): lambda: kernel_distance(
-            x.cpu().numpy(), y.cpu().numpy(), settings.kid_subsets, settings.kid_subset_size
+        ("precision", "recall"): lambda: precision_recall(
+            x.to(device), y.to(device), settings.neighbours, settings.distance_dtype
         ),
+        ("density", "coverage"): lambda: density_coverage(x.to(device), y.to(device), settings.density_neighbours),
+        ("kid", "kid_std"): lambda: kernel_distance(x.numpy(), y.numpy(), settings.kid_subsets, settings.kid_subset_size),
     }
     for names, measure in groups.items():
-        if set(names) & set(asked):
+        if asked & set(names):
             found = dict(zip(names, measure(), strict=True))
             result.values |= {name: value for name, value in found.items() if name in asked or name == "kid_std"}
-            clock.stop(" and ".join(names) if names[0] != "kid" else "kid")
+            clock.stop(" and ".join(name for name in names if name != "kid_std"))
 
 
-def _warnings(samples: Batch, reference: Batch, summary: Summary) -> list[str]:
+def _warnings(samples: Batch, reference: Batch, summary: _Summary) -> list[str]:
     found = []
     for batch, name in ((samples, "samples"), (reference, "reference images")):
         count = batch.count
@@ -263,7 +265,11 @@ def _warnings(samples: Batch, reference: Batch, summary: Summary) -> list[str]:
     return found
 
 
-def table(scores: Scores, count: int | None) -> list[tuple[str, float]]:
+def table(scores: Scores, samples: Batch) -> list[tuple[str, float]]:
     """The scores by the names that carry N, in the usual order."""
+    counts = dict.fromkeys(("fid", "sfid"), samples.count)
+    images = None if samples.images is None else len(samples.images)
     order = [*METRICS, "kid_std"]
-    return [(name + size_name(count), scores.values[name]) for name in sorted(scores.values, key=order.index)]
+    return [
+        (name + size_name(counts.get(name, images)), scores.values[name]) for name in sorted(scores.values, key=order.index)
+    ]

@@ -1,6 +1,8 @@
 """Score samples: python scripts/evaluate.py samples=samples.npz reference=reference.npz"""
 
 import json
+import re
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,7 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import sag
 from evaluations.batches import Batch, open_batch
 from evaluations.extractors import Extractor
-from evaluations.scoring import Scores, Settings, score, size_name, table
+from evaluations.scoring import Scores, Settings, score, table
 from evaluations.self_check import self_check
 from sag import storage
 from sag.distributed import Process
@@ -68,7 +70,12 @@ def open_both(cfg: DictConfig) -> tuple[Batch, Batch]:
                 f"{key}= is missing: give an npz or a folder of PNGs; scripts/sample.py makes samples, "
                 "scripts/make_reference.py a reference"
             )
-    samples, reference = (fetch(str(path)) if "://" in path else Path(path) for path in (cfg.samples, cfg.reference))
+    samples, reference = (fetch(path) if "://" in path else Path(path) for path in (cfg.samples, cfg.reference))
+    if (samples / "config.yaml").exists():  # a folder of scripts/sample.py
+        packed = sorted(samples.glob("samples_*.npz"))
+        if not packed:
+            raise ValueError(f"{samples} is a run that is not finished; the same scripts/sample.py command continues it")
+        samples = packed[0]
     return open_batch(samples), open_batch(reference)
 
 
@@ -131,7 +138,7 @@ def show(facts: dict[str, Any], published: DictConfig | None) -> bool:
     good = True
     for name, value in facts["metrics"].items():
         line = f"{name:<18}{value:>14.7g}"
-        key = name.removesuffix(facts["size_name"])
+        key = re.sub(r"_\d+k?$", "", name)
         if published is not None and key in published["values"]:
             known, tolerance = published["values"][key], (published.tolerance or {}).get(key)
             line += f"{known:>14.7g}{value - known:>+14.4g}"
@@ -154,13 +161,12 @@ def record(
 ) -> dict[str, Any]:
     """What a reader of the scores wants to know of how they came about."""
     return {
-        "metrics": dict(table(scores, samples.count)),
+        "metrics": dict(table(scores, samples)),
         "unavailable": scores.unavailable,
         "warnings": scores.warnings,
         "samples": samples.describe(),
         "reference": reference.describe(),
         "extractor": identity["extractor"],
-        "size_name": size_name(samples.count),
         "identity": identity,
         **provenance(device),
         "processes": process.world,
@@ -204,6 +210,7 @@ def main(cfg: DictConfig) -> None:
         facts = record(scores, samples, reference, identity, device, process)
         with storage.atomic(out) as file:
             file.write(to_json(facts))
+        shutil.rmtree(work, ignore_errors=True)
     if not process.main:
         return
     good = show(facts, cfg.published)

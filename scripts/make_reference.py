@@ -62,8 +62,6 @@ def main(cfg: DictConfig) -> None:
     kept = choose(min(cfg.num_images, len(data)), len(data), cfg.seed, "num_images")
     extractor = instantiate(cfg.extractor).to(device)
     work = out.with_name(f".{out.stem}.features")
-    if process.main:
-        data.verify()
     files = extract(data, extractor, work / folder_name(data, extractor), process, cfg.batch_size, "data")
     if not process.main:
         print(f"rank {process.rank} of {process.world}: its share of the features is extracted")

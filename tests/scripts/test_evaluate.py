@@ -133,6 +133,16 @@ def test_folders_and_addresses(script, batches, tmp_path, monkeypatch):
     assert scores(tmp_path)["samples"].endswith("folder (40 images of 8x8)")
 
 
+def test_the_folder_of_a_run_stands_for_its_samples(script, batches, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    arguments = [*batches[:-2], f"samples={tmp_path / 'run'}", batches[-1]]
+    with pytest.raises(SystemExit, match="is a run that is not finished; the same scripts/sample"):
+        script(*arguments)
+    np.savez(tmp_path / "run/samples_40x8x8x3.npz", arr_0=random_images(0, 40))
+    assert "fid_40" in script(*arguments)
+
+
 def test_several_processes_write_one_equal_result(script, batches, tmp_path):
     script(*batches, f"out={tmp_path / 'one.json'}")
     expected = json.loads((tmp_path / "one.json").read_text())["metrics"]
