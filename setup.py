@@ -23,5 +23,5 @@ setup(
         "safetensors",
         "pillow",
     ],
-    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs"], "mpi": ["mpich"]},
+    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs", "mpich"], "mpi": ["mpich"]},
 )
