@@ -113,6 +113,28 @@ def _keys(node: Any) -> list[str]:
     return [key for name, value in node.items() for key in [str(name), *_keys(value)]]
 
 
+def check_folder(out: Path, settings: DictConfig) -> None:
+    """Raise a ValueError if `out` holds results of other settings (in its config.yaml), naming the keys that differ."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; give a folder")
+    if not (out / "config.yaml").exists():
+        return
+    there, here = _flat(OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))), _flat(OmegaConf.to_container(settings))
+    differing = [
+        f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
+        for key in sorted({*there, *here})
+        if there.get(key, "absent") != here.get(key, "absent")
+    ]
+    if differing:
+        raise ValueError(f"{out} holds results of other settings; give another out, or remove it: {', '.join(differing)}")
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: node}
+
+
 def pick_device(name: str, precision: str) -> torch.device:
     """The device `name` stands for, with float32 meaning float32 on it; "auto" is the GPU of the local rank if there is one.
 

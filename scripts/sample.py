@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import build_guidance, device_name, load, pick_device, provenance, run, to_json
+from common import build_guidance, check_folder, device_name, load, pick_device, provenance, run, to_json
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -64,28 +64,6 @@ def out_folder(cfg: DictConfig) -> Path:
     return (
         Path("outputs") / f"{cfg.model.name}-{techniques}-{sha256(OmegaConf.to_yaml(identity(cfg)).encode()).hexdigest()[:8]}"
     )
-
-
-def check_folder(out: Path, settings: DictConfig) -> None:
-    """Raise a ValueError if `out` holds results of other settings, naming the keys that differ."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out} is a file; give a folder")
-    if not (out / "config.yaml").exists():
-        return
-    there, here = _flat(OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))), _flat(OmegaConf.to_container(settings))
-    differing = [
-        f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
-        for key in sorted({*there, *here})
-        if there.get(key, "absent") != here.get(key, "absent")
-    ]
-    if differing:
-        raise ValueError(f"{out} holds samples of other settings; give another out, or remove it: {', '.join(differing)}")
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
-    return {prefix[:-1]: node}
 
 
 def choose_indices(cfg: DictConfig) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sag.models.layers import GroupNorm32
+from sag.models.layers import GroupNorm32, zero
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class AttentionBlock(nn.Module):
         self.norm = GroupNorm32(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)  # a 1x1 convolution by name and shape, applied as a linear map
         self.proj_out = nn.Conv1d(channels, channels, 1)
+        zero(self.proj_out)
 
     def forward(self, x: Tensor, attend: Attend | None = None) -> tuple[Tensor, Attention]:
         """x: (N, C, h, w) -> the same shape, and what the attention was computed from."""

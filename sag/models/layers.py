@@ -23,6 +23,12 @@ class GroupNorm32(nn.GroupNorm):
         return super().forward(wide).to(x.dtype)
 
 
+def zero(layer: nn.Module) -> None:
+    """Let training begin with this layer's output zero, so that the block around it begins as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 def timestep_embedding(tau: Tensor, channels: int) -> Tensor:
     """Sinusoidal embedding of the training step, as ADM computes it.
 
@@ -90,6 +96,7 @@ class ResBlock(nn.Module):
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
+        zero(self.out_layers[3])
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def _resampled(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sag.models.attention import Attend, Attention, AttentionBlock, AttentionLayer, check_layers
 from sag.models.flags import Flags, read_unet_flags
-from sag.models.layers import Downsample, GroupNorm32, ResBlock, Upsample, time_mlp, timestep_embedding
+from sag.models.layers import Downsample, GroupNorm32, ResBlock, Upsample, time_mlp, timestep_embedding, zero
 
 
 class UNetOutput(NamedTuple):
@@ -216,6 +216,7 @@ class UNet(Trunk):
                     resolution *= 2
                 self.output_blocks.append(nn.ModuleList(block))
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
+        zero(self.out[2])
         self.set_precision(torch.float32)
 
     @classmethod

@@ -33,20 +33,36 @@ class ImageSource(ABC):
     def read(self, start: int, stop: int) -> Images:
         """Images start to stop - 1, uint8 (n, H, W, C)."""
 
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """The images of any rows, uint8 (n, H, W, C)."""
+        return np.concatenate([self.read(i, i + 1) for i in rows.tolist()])
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels (N,), or None where there are none."""
+        return None
+
     def verify(self) -> None:
         """Raise a ValueError if the stored bytes are not those that were written, as far as the format can tell."""
 
 
 class ArrayImages(ImageSource):
-    """Images that are in memory: uint8 (N, H, W, C)."""
+    """Images that are in memory, uint8 (N, H, W, C), and their labels (N,) if there are any."""
 
-    def __init__(self, images: Images) -> None:
-        self.images, self.shape = images, images.shape
+    def __init__(self, images: Images, labels: NDArray[np.int64] | None = None) -> None:
+        self.images, self.shape, self._labels = images, images.shape, labels
         self.fingerprint = sha256(np.ascontiguousarray(images).data).hexdigest()
 
     def read(self, start: int, stop: int) -> Images:
         """See `ImageSource.read`."""
         return self.images[start:stop]
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """See `ImageSource.take`."""
+        return self.images[rows]
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """See `ImageSource.labels`."""
+        return self._labels
 
 
 class SelectedImages(ImageSource):
@@ -59,7 +75,16 @@ class SelectedImages(ImageSource):
 
     def read(self, start: int, stop: int) -> Images:
         """See `ImageSource.read`."""
-        return np.concatenate([self.source.read(i, i + 1) for i in self.rows[start:stop].tolist()])
+        return self.source.take(self.rows[start:stop])
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """See `ImageSource.take`."""
+        return self.source.take(self.rows[rows])
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """See `ImageSource.labels`."""
+        labels = self.source.labels()
+        return None if labels is None else labels[self.rows]
 
     def verify(self) -> None:
         """See `ImageSource.verify`."""
@@ -201,7 +226,11 @@ class FolderImages(ImageSource):
         Raises:
             ValueError: a file that cannot be read, or of another size than the first.
         """
-        files = self.files[start:stop]
+        return self.take(np.arange(start, min(stop, len(self))))
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """See `ImageSource.take`; raises as `read`."""
+        files = [self.files[i] for i in rows.tolist()]
         with ThreadPoolExecutor(8) as pool:
             images = list(pool.map(self._decode, files))
         for file, image in zip(files, images, strict=True):
@@ -211,6 +240,17 @@ class FolderImages(ImageSource):
                     f"{file} is {sizes[0]}, but {self.files[0].name} is {sizes[1]}; all images must be of one size"
                 )
         return np.stack(images)
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """The number of each image's class: its subfolder, or what its name has before "_", in alphabetic order; or None."""
+        paths = [file.relative_to(self.path) for file in self.files]
+        if all(len(path.parts) > 1 for path in paths):
+            names = [path.parts[0] for path in paths]
+        elif all("_" in path.name for path in paths):
+            names = [path.name.split("_")[0] for path in paths]
+        else:
+            return None
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def _decode(self, file: Path) -> Images:
         try:

@@ -1,1 +1,17 @@
-"""Training of the bundled models."""
+"""Training of diffusion models and classifiers."""
+
+from sag.training.loop import Settings, Trainer
+from sag.training.losses import Classification, DiffusionLoss, NoisyClassification, Objective
+from sag.training.timesteps import LossSecondMoment, TimestepSampler, Uniform
+
+__all__ = [
+    "Classification",
+    "DiffusionLoss",
+    "LossSecondMoment",
+    "NoisyClassification",
+    "Objective",
+    "Settings",
+    "TimestepSampler",
+    "Trainer",
+    "Uniform",
+]

@@ -18,7 +18,7 @@ FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", 
 def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 32) -> ArrayImages:
     """Fashion-MNIST (Xiao et al., arXiv:1708.07747): 60,000 "train" or 10,000 "test" images, MIT licence.
 
-    Returns uint8 images (N, size, size, 1).
+    Returns uint8 images (N, size, size, 1) and labels 0 to 9.
 
     folder: where the four idx files are, plain or gzipped; None takes those of Debian's package dataset-fashion-mnist, or
     downloads them into the cache. size: the 28 x 28 images are put in the middle of a black square.
@@ -38,7 +38,7 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
     elif folder is not None:
         raise FileNotFoundError(f"no folder {folder}; it should hold {FILES[0]} and the three other files of Fashion-MNIST")
     try:
-        data = FashionMNIST(root, train=split == "train", download=True).data.numpy()
+        data = FashionMNIST(root, train=split == "train", download=True)
     except (RuntimeError, urllib.error.URLError) as error:
         raise OSError(
             f"could not download Fashion-MNIST ({' '.join(str(error).split())[:200]}); install Debian's package "
@@ -46,7 +46,7 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
         ) from error
     before = (size - 28) // 2
     margins = (before, size - 28 - before)
-    return ArrayImages(np.pad(data, ((0, 0), margins, margins))[..., None])
+    return ArrayImages(np.pad(data.data.numpy(), ((0, 0), margins, margins))[..., None], data.targets.numpy())
 
 
 def _unpack(source: Path, target: Path) -> None:

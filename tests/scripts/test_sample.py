@@ -109,7 +109,7 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
 def test_other_settings_are_refused_and_named(script, tmp_path):
     script(*QUICK, f"out={tmp_path / 'out'}")
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    expected = r"holds samples of other settings.*guidance.sag.scale \(0.3 there, 0.5 here\), seed \(0 there, 1 here\)$"
+    expected = r"holds results of other settings.*guidance.sag.scale \(0.3 there, 0.5 here\), seed \(0 there, 1 here\)$"
     with pytest.raises(SystemExit, match=expected):
         script(*QUICK, f"out={tmp_path / 'out'}", "guidance.sag.scale=0.5", "seed=1")
     assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

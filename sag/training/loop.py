@@ -1,0 +1,291 @@
+"""The training loop: any objective, any number of processes, stopped and continued at will.
+
+Step s of a run depends on (seed, s) and the weights only: which images, which noise, which dropout. So a run that is stopped
+and continued ends with the same bits, and no state of a random generator is kept.
+"""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from sag.distributed import Process
+from sag.storage import ImageSource, atomic
+from sag.training.losses import DiffusionLoss, Objective
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; what decides the weights.
+
+    steps: of the optimizer. batch_size: images per step, of all processes together; microbatch: images at once in a process,
+    None for all. warmup: steps over which the rate rises; anneal: whether it then falls to zero along a cosine. ema_rates: the
+    decay per step of each average of the weights, less in the first steps. clip: the largest norm of a gradient. flip: mirror
+    every second image.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    microbatch: int | None = None
+    weight_decay: float = 0.0
+    warmup: int = 0
+    anneal: bool = False
+    clip: float = 1.0
+    ema_rates: tuple[float, ...] = (0.9999,)
+    flip: bool = False
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if self.microbatch is not None and self.microbatch < 1:
+            raise ValueError(f"microbatch must be at least 1, got {self.microbatch}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"training runs in float32 or bfloat16, got precision={self.precision!r}")
+        if not all(0 <= rate < 1 for rate in self.ema_rates):
+            raise ValueError(f"ema_rates must be in [0, 1), got {list(self.ema_rates)}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, the first being 0."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        done = max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.learning_rate * rise * (0.5 * (1 + np.cos(np.pi * done)) if self.anneal else 1.0)
+
+
+class Trainer:
+    """A network in training, its averages, its optimizer and its files in `out`, named as guided-diffusion names them.
+
+    network: on its device. data: images of the network's size and channels. A checkpoint in `out` is continued.
+
+    Raises:
+        ValueError: data that cannot serve, or a batch that does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        data: ImageSource,
+        settings: Settings,
+        out: Path,
+        *,
+        process: Process | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.network, self.objective, self.data, self.settings, self.out = network, objective, data, settings, out
+        self.process = process or Process()
+        self.device = next(network.parameters()).device
+        if settings.batch_size % self.process.world:
+            raise ValueError(f"batch_size={settings.batch_size} does not divide among {self.process.world} processes")
+        labels = data.labels()
+        if labels is not None and labels.min() < 0:
+            raise ValueError(f"labels must be 0 or more, got {labels.min()}")
+        objective.check(None if labels is None else int(labels.max()) + 1)
+        self.labels = labels
+        self.step = 0
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.ema = {rate: [p.detach().clone() for p in network.parameters()] for rate in settings.ema_rates}
+        self._load()
+        if compiled:
+            network.compile()
+        self.model = DistributedDataParallel(network) if self.process.world > 1 else network
+
+    def run(
+        self, save_every: float, log_every: int, on_save: Callable[["Trainer"], None] | None = None
+    ) -> Iterator[dict[str, float]]:
+        """Train to the last step; yields what is logged, every `log_every` steps. A checkpoint is written every `save_every`
+        seconds and at the end; `on_save` is then called in the main process.
+
+        Raises:
+            FloatingPointError: a gradient that is not finite; nothing is saved after the last good checkpoint.
+        """
+        saved, begin, first = time.monotonic(), time.monotonic(), self.step
+        sums: dict[str, list[float]] = {}
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._batch, self.step)
+            while self.step < self.settings.steps:
+                x, y = ahead.result()
+                ahead = reader.submit(self._batch, self.step + 1)
+                for name, value in self._train_step(x, y).items():
+                    sums.setdefault(name, []).append(value)
+                self.step += 1
+                if self.step % log_every == 0 or self.step == self.settings.steps:
+                    seconds = time.monotonic() - begin
+                    speed = (self.step - first) * self.settings.batch_size / seconds
+                    begin, first = time.monotonic(), self.step
+                    row = {name: float(np.mean(values)) for name, values in sums.items()}
+                    sums.clear()
+                    row = {
+                        "step": self.step,
+                        "learning_rate": self.settings.rate(self.step - 1),
+                        "images_per_second": speed,
+                    } | row
+                    if self.process.main:
+                        self._log(row)
+                    yield row
+                if self._due(time.monotonic() - saved >= save_every or self.step == self.settings.steps):
+                    self.save()
+                    if on_save is not None and self.process.main:
+                        on_save(self)
+                    saved = time.monotonic()
+
+    def averaged(self, rate: float) -> dict[str, Tensor]:
+        """A state dict with the average of this rate for the weights."""
+        names = [name for name, _ in self.network.named_parameters()]
+        return {**self.network.state_dict(), **dict(zip(names, self.ema[rate], strict=True))}
+
+    def save(self) -> None:
+        """Write model, averages, optimizer and state; the state, which is written last, makes them count, and older ones go."""
+        if not self.process.main:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        before = set(self.out.glob("*.pt"))
+        files: dict[str, object] = {f"model{self.step:06d}.pt": self.network.state_dict()}
+        files |= {f"ema_{rate}_{self.step:06d}.pt": self.averaged(rate) for rate in self.ema}
+        files[f"opt{self.step:06d}.pt"] = self.optimizer.state_dict()
+        timesteps = self.objective.timesteps
+        files[f"timesteps{self.step:06d}.pt"] = {} if timesteps is None else timesteps.state()
+        for name, content in files.items():
+            with atomic(self.out / name) as file:
+                torch.save(content, file)
+        with atomic(self.out / "state.json") as file:
+            file.write(json.dumps({"step": self.step}).encode())
+        for old in before - {self.out / name for name in files}:
+            old.unlink()
+
+    def _load(self) -> None:
+        state = self.out / "state.json"
+        if not state.exists():
+            return
+        self.step = json.loads(state.read_text())["step"]
+        self.network.load_state_dict(self._read(f"model{self.step:06d}.pt"))
+        for rate, averages in self.ema.items():
+            weights = self._read(f"ema_{rate}_{self.step:06d}.pt")
+            for (name, _), value in zip(self.network.named_parameters(), averages, strict=True):
+                value.copy_(weights[name])
+        self.optimizer.load_state_dict(self._read(f"opt{self.step:06d}.pt"))
+        if self.objective.timesteps is not None:
+            self.objective.timesteps.load(self._read(f"timesteps{self.step:06d}.pt"))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return torch.load(self.out / name, map_location="cpu", weights_only=True)
+
+    def _train_step(self, x_0: Tensor, y: Tensor | None) -> dict[str, float]:
+        s, size = self.settings, len(x_0)
+        torch.manual_seed(
+            int(np.random.SeedSequence([s.seed, self.step, self.process.rank]).generate_state(1, np.uint64)[0] >> 1)
+        )
+        rate = s.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts: dict[str, list[Tensor]] = {}
+        self.network.train()
+        for start in range(0, size, s.microbatch or size):
+            rows = slice(start, min(start + (s.microbatch or size), size))
+            last = rows.stop == size
+            wait = (
+                self.model.no_sync()
+                if isinstance(self.model, DistributedDataParallel) and not last
+                else contextlib.nullcontext()
+            )
+            with wait, self._precision():
+                losses, report = self.objective(self.model, x_0[rows], None if y is None else y[rows])
+                (losses.sum() / size).backward()
+            for name, values in {"loss": losses, **report}.items():
+                parts.setdefault(name, []).append(values.detach())
+            self._learn_timesteps()
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), s.clip))
+        if not np.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.step + 1} gave a gradient that is not finite; the last good checkpoint is kept in {self.out}: "
+                "try a smaller learning_rate, or precision=float32"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for rate_of_ema, averages in self.ema.items():
+            decay = min(rate_of_ema, (1 + self.step) / (10 + self.step))  # else the first weights would stay for long
+            torch._foreach_lerp_(averages, [p.detach() for p in self.network.parameters()], 1 - decay)
+        return {"gradient_norm": norm} | {name: float(torch.cat(values).mean()) for name, values in parts.items()}
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        # the CPU's flash attention is slow backwards
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext()
+        with attention, torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            yield
+
+    def _learn_timesteps(self) -> None:
+        if not isinstance(self.objective, DiffusionLoss) or self.objective.timesteps is None:
+            return
+        t, losses = self.objective.last_losses()
+        if self.process.world > 1:
+            t, losses = (_gathered(v, self.process.world) for v in (t, losses))
+        self.objective.timesteps.update(t, losses)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of this process at a step; all data is seen once before any is seen again."""
+        s, n = self.settings, len(self.data)
+        share = s.batch_size // self.process.world
+        places = np.arange(share) + step * s.batch_size + self.process.rank * share
+        rows = np.concatenate(
+            [_order(s.seed, int(epoch), n)[places[places // n == epoch] % n] for epoch in np.unique(places // n)]
+        )
+        x = torch.from_numpy(self.data.take(rows)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if s.flip:
+            mirrored = torch.from_numpy(np.random.default_rng([s.seed, step, self.process.rank]).random(share) < 0.5)
+            x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(3), x)
+        return x, None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.device)
+
+    def _due(self, due: bool) -> bool:
+        """The main process's clock decides for all, so that all stop at the same step."""
+        if self.process.world == 1:
+            return due
+        flag = torch.tensor(due, dtype=torch.uint8)
+        if self.device.type == "cuda":
+            flag = flag.to(self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
+    def _log(self, row: Mapping[str, float]) -> None:
+        """Append to log.csv; rows of steps that come again after a restart are dropped."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "log.csv"
+        rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+        kept = [old for old in rows if int(old["step"]) < row["step"]]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(row))
+        writer.writeheader()
+        writer.writerows([*kept, row])
+        with atomic(path) as file:
+            file.write(text.getvalue().encode())
+
+
+def _gathered(values: Tensor, world: int) -> Tensor:
+    parts = [torch.empty_like(values) for _ in range(world)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+@functools.lru_cache(2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
