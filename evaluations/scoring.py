@@ -125,7 +125,8 @@ def score(
 
 def _check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> Features | None:
     """Raise a ValueError if the two cannot be compared with this extractor; the features of one image, if there is any."""
-    sizes, probe = [], None
+    sizes: list[str] = []
+    probe: Features | None = None
     for batch in (samples, reference):
         if batch.extractor is not None and batch.extractor != extractor.id:
             raise ValueError(
@@ -134,7 +135,8 @@ def _check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> Featu
             )
         if batch.images is not None:
             sizes.append(f"{batch.images.shape[1]}x{batch.images.shape[2]}")
-            probe = extractor(torch.from_numpy(batch.images.read(0, 1)).permute(0, 3, 1, 2))
+            if probe is None:
+                probe = extractor(torch.from_numpy(batch.images.read(0, 1)).permute(0, 3, 1, 2))
     if len(set(sizes)) > 1:
         raise ValueError(
             f"{samples.path} has images of {sizes[0]}, {reference.path} of {sizes[1]}; scores compare images of one size: "

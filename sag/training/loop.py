@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sag.distributed import Process
 from sag.storage import ImageSource, atomic
-from sag.training.losses import DiffusionLoss, Objective
+from sag.training.losses import Objective
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,10 @@ class Trainer:
             yield
 
     def _learn_timesteps(self) -> None:
-        if not isinstance(self.objective, DiffusionLoss) or self.objective.timesteps is None:
+        last = self.objective.last_losses()
+        if last is None or self.objective.timesteps is None:
             return
-        t, losses = self.objective.last_losses()
+        t, losses = last
         if self.process.world > 1:
             t, losses = (_gathered(v, self.process.world) for v in (t, losses))
         self.objective.timesteps.update(t, losses)

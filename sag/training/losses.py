@@ -30,6 +30,10 @@ class Objective(ABC):
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Losses (n,) of images x_0 (n, C, H, W) in [-1, 1] with labels y (n,); and parts (n,) to report."""
 
+    def last_losses(self) -> tuple[Tensor, Tensor] | None:
+        """Steps (n,) and unweighted losses (n,) of the last call, which `timesteps` learns from; None where there are none."""
+        return None
+
     def check(self, labels: int | None) -> None:
         """Raise a ValueError if the data, which has `labels` classes or None, cannot serve."""
 
@@ -84,7 +88,7 @@ class DiffusionLoss(Objective):
         return losses * weight, parts
 
     def last_losses(self) -> tuple[Tensor, Tensor]:
-        """Steps and unweighted losses of the last call, for `timesteps.update`."""
+        """See `Objective.last_losses`."""
         return self._last
 
     def check(self, labels: int | None) -> None:
