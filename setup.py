@@ -9,7 +9,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["sag", "sag.*", "evaluations"]),
-    package_data={"sag": ["py.typed", "weights/*.safetensors"]},
+    package_data={
+        "sag": ["py.typed", "weights/*.safetensors", "weights/README.md"],
+        "evaluations": ["weights/*.safetensors", "weights/*.npz"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -22,6 +25,11 @@ setup(
         "hydra-core>=1.3",
         "safetensors",
         "pillow",
+        "matplotlib",
     ],
-    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs", "mpich"], "mpi": ["mpich"]},
+    extras_require={
+        "test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs", "mpich", "hydra-submitit-launcher"],
+        "mpi": ["mpich"],
+        "slurm": ["hydra-submitit-launcher"],
+    },
 )

@@ -103,24 +103,38 @@ def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: s
 
 
 def write_reference(
-    path: Path, images: ImageSource, kept: NDArray[np.int64], pool: Statistics, spatial: Statistics | None, extractor: str
+    path: Path,
+    images: ImageSource,
+    kept: NDArray[np.int64],
+    pool: Statistics,
+    spatial: Statistics | None,
+    extractor: str,
+    *,
+    compact: bool = False,
 ) -> None:
-    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC RGB), mu, sigma, mu_s, sigma_s, num_images, extractor.
+    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC RGB), arr_1 (their labels, if there are any), mu, sigma,
+    mu_s, sigma_s, num_images, extractor.
 
-    The same input gives the same bytes.
+    compact: deflated, and grey images in one channel, which ADM's own evaluator does not read. The same input gives the same
+    bytes.
     """
     arrays: dict[str, NDArray] = {"mu": pool.mean, "sigma": pool.covariance}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    labels = images.labels()
+    if labels is not None:
+        arrays["arr_1"] = labels[kept].astype(np.int64)
     arrays |= {"num_images": np.array(len(images)), "extractor": np.array(extractor)}
     with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        shape = (len(kept), *images.shape[1:3], 3)
-        stream_array(archive, "arr_0", shape, np.dtype(np.uint8), _rgb(SelectedImages(images, kept)))
+        channels = images.shape[3] if compact else 3
+        shape = (len(kept), *images.shape[1:3], channels)
+        parts = _parts(SelectedImages(images, kept), channels)
+        stream_array(archive, "arr_0", shape, np.dtype(np.uint8), parts, compressed=compact)
         for key, array in arrays.items():
-            stream_array(archive, key, array.shape, array.dtype, [array])
+            stream_array(archive, key, array.shape, array.dtype, [array], compressed=compact)
 
 
-def _rgb(images: ImageSource) -> Iterator[NDArray[np.uint8]]:
+def _parts(images: ImageSource, channels: int) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), 100):
         part = images.read(start, start + 100)
-        yield np.broadcast_to(part, (*part.shape[:3], 3))
+        yield np.broadcast_to(part, (*part.shape[:3], channels))

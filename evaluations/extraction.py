@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluations.extractors import Extractor, Features
-from sag.distributed import Process
-from sag.storage import ImageSource, atomic
+from sag.distributed import Claims, Process
+from sag.storage import ImageSource, LocalFolder, atomic
 
 SHARD = 500  # images per file: about 10 MB of Inception features
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}, {remaining} left"
@@ -23,11 +23,11 @@ class FeatureFiles:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self.shards = [folder / f"{start:08d}.npz" for start in range(0, count, SHARD)]
+        self.names = [f"{start:08d}.npz" for start in range(0, count, SHARD)]
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
-        for number, shard in enumerate(self.shards):
-            with np.load(shard, allow_pickle=False) as arrays:
+        for number, name in enumerate(self.names):
+            with np.load(self.folder / name, allow_pickle=False) as arrays:
                 yield number * SHARD, dict(arrays)
 
 
@@ -41,7 +41,7 @@ def extract(
 ) -> FeatureFiles:
     """Features of all images, in shards in `folder`; shards that are there are not made again.
 
-    Every process extracts its share. The main one then makes what is missing and returns with all shards there; the others may
+    Processes take shards in turn. The main one waits for what others have in hand, and returns with all shards there; they may
     return earlier. title: stands before the progress bar.
 
     Raises:
@@ -49,24 +49,23 @@ def extract(
     """
     files = FeatureFiles(folder, len(source))
     folder.mkdir(parents=True, exist_ok=True)
-    if process.main and not all(shard.exists() for shard in files.shards):
+    if process.main and not all((folder / name).exists() for name in files.names):
         source.verify()
     with tqdm(total=len(source), unit="image", desc=f"{title:<9}", bar_format=BAR, disable=not process.main) as bar:
-        for number in process.shares(len(files.shards)):
-            start = number * SHARD
+        claims = Claims(LocalFolder(folder), "", process)
+        for name in claims.take(files.names, finished=lambda: not folder.exists(), wait=process.main):
+            start = int(name.split(".")[0])
             stop = min(start + SHARD, len(source))
-            if files.shards[number].exists():
-                bar.update(stop - start)
-                continue
             parts = []
             for first in range(start, stop, batch_size):
                 last = min(first + batch_size, stop)
                 found = extractor(torch.from_numpy(source.read(first, last)).permute(0, 3, 1, 2))
                 _check_finite(found, first, title)
                 parts.append(found)
-                bar.update(last - first)
+                claims.beat()
+                bar.update(min(claims.done * SHARD + last - start, len(source)) - bar.n)
             try:
-                _write(files.shards[number], parts)
+                _write(folder / name, parts)
             except FileNotFoundError:
                 if process.main:
                     raise

@@ -24,11 +24,13 @@ class Features(NamedTuple):
 class Extractor(ABC, nn.Module):
     """A frozen feature network in float32. `id` names network, weights and preprocessing: other id, other numbers.
 
-    notes: what a reader of the scores must know of this extractor.
+    notes: what a reader of the scores must know of this extractor. classes: how many labels its logits are about, or None where
+    they are not about the labels of the samples.
     """
 
     id: str
     notes: tuple[str, ...] = ()
+    classes: int | None = None
 
     @abstractmethod
     def features(self, x: Tensor) -> Features:

@@ -17,8 +17,9 @@ from evaluations.kernel import kernel_distance
 from evaluations.neighbours import DistanceDtype, density_coverage, precision_recall
 from sag.distributed import Process
 
-METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage")
-OF_IMAGES = frozenset(METRICS) - {"fid", "sfid", "is"}  # compare single images, so both sides must have them
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage", "agreement")
+OF_SAMPLES = frozenset({"is", "agreement"})  # need no reference
+OF_IMAGES = frozenset(METRICS) - OF_SAMPLES - {"fid", "sfid"}  # compare single images, so both sides must have them
 FEW = 2048  # fewer images than Inception features: FID is mostly bias
 SORTED = 0.8  # a lower share of the score in random order means that the file is sorted
 
@@ -68,6 +69,7 @@ class _Summary:
     inception_score: float | None = None
     shuffled_score: float | None = None
     features: Tensor | None = None
+    agreement: float | None = None
 
 
 def size_name(count: int | None) -> str:
@@ -98,7 +100,7 @@ def score(
     """
     process = process or Process()
     probe = _check_pair(samples, reference, extractor)
-    result = Scores(unavailable=_unavailable(samples, reference, settings, probe))
+    result = Scores(unavailable=_unavailable(samples, reference, settings, extractor, probe))
     asked = {name for name in settings.metrics if name not in result.unavailable}
     if not asked:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.unavailable.items())
@@ -106,7 +108,7 @@ def score(
     clock = _Clock(result.seconds)
     files: dict[str, FeatureFiles | None] = {"samples": None, "reference": None}
     for title, batch, folder in (("reference", reference, cache), ("samples", samples, work)):
-        wanted = asked - {"is"} if batch is reference else asked
+        wanted = asked - OF_SAMPLES if batch is reference else asked
         stored = {"fid": batch.pool, "sfid": batch.spatial}
         if batch.images is not None and any(stored.get(name) is None for name in wanted):
             place = folder / folder_name(batch.images, extractor)
@@ -115,7 +117,7 @@ def score(
     if not process.main:
         return None
     of_samples = _summarise(samples, files["samples"], asked, settings)
-    of_reference = _summarise(reference, files["reference"], asked - {"is"}, settings)
+    of_reference = _summarise(reference, files["reference"], asked - OF_SAMPLES, settings)
     clock.stop("moments")
     device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
     _measure(result, asked, of_samples, of_reference, settings, device, clock)
@@ -153,7 +155,9 @@ def _check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> Featu
     return probe
 
 
-def _unavailable(samples: Batch, reference: Batch, settings: Settings, probe: Features | None) -> dict[str, str]:
+def _unavailable(
+    samples: Batch, reference: Batch, settings: Settings, extractor: Extractor, probe: Features | None
+) -> dict[str, str]:
     needed = {
         "is": settings.is_splits or 1,
         "precision": settings.neighbours + 1,
@@ -163,7 +167,7 @@ def _unavailable(samples: Batch, reference: Batch, settings: Settings, probe: Fe
     }
     reasons = {}
     for name in settings.metrics:
-        for batch in (samples,) if name == "is" else (samples, reference):
+        for batch in (samples,) if name in OF_SAMPLES else (samples, reference):
             stored = {"fid": batch.pool, "sfid": batch.spatial}.get(name)
             if stored is not None:
                 continue
@@ -177,7 +181,22 @@ def _unavailable(samples: Batch, reference: Batch, settings: Settings, probe: Fe
                 reasons[name] = "the extractor gives no spatial features"
             elif probe is not None and name == "is" and probe.logits is None:
                 reasons[name] = "the extractor gives no logits"
+            elif name == "agreement":
+                reason = _no_agreement(batch, extractor.classes)
+                if reason is not None:
+                    reasons[name] = reason
     return reasons
+
+
+def _no_agreement(samples: Batch, classes: int | None) -> str | None:
+    if classes is None:
+        return "the extractor does not classify by the labels of samples"
+    labels = None if samples.images is None else samples.images.labels()
+    if labels is None:
+        return f"{samples.path} holds no labels (arr_1)"
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"{samples.path} has labels outside [0, {classes}): samples of no class"
+    return None
 
 
 class _Clock:
@@ -198,6 +217,8 @@ def _summarise(batch: Batch, files: FeatureFiles | None, asked: set[str], settin
     if "is" in asked:
         ordered = InceptionScore(files.count, settings.is_splits, settings.is_shuffle)
         shuffled = InceptionScore(files.count, settings.is_splits, shuffle=True)
+    labels = batch.images.labels() if "agreement" in asked and batch.images is not None else None
+    recognised = 0
     matrix: Tensor | None = None
     for start, arrays in files:
         if "fid" in asked and batch.pool is None:
@@ -207,6 +228,8 @@ def _summarise(batch: Batch, files: FeatureFiles | None, asked: set[str], settin
         for inception_score in (ordered, shuffled):
             if inception_score is not None:
                 inception_score.update(start, arrays["logits"])
+        if labels is not None:
+            recognised += int((arrays["logits"].argmax(1) == labels[start : start + len(arrays["logits"])]).sum())
         if OF_IMAGES & asked:
             if matrix is None:
                 matrix = torch.empty(files.count, arrays["pool"].shape[1])
@@ -217,6 +240,7 @@ def _summarise(batch: Batch, files: FeatureFiles | None, asked: set[str], settin
         None if ordered is None else ordered.score(),
         None if shuffled is None else shuffled.score(),
         matrix,
+        None if labels is None else recognised / files.count,
     )
 
 
@@ -235,6 +259,8 @@ def _measure(
             clock.stop(name)
     if samples.inception_score is not None:
         result.values["is"] = samples.inception_score
+    if samples.agreement is not None:
+        result.values["agreement"] = samples.agreement
     if samples.features is None or reference.features is None:
         return
     x, y = samples.features, reference.features

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_cluster import benchmark_cluster, lines
 from benchmark_evaluation import benchmark_evaluation
 from common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
 from hydra.core.config_store import ConfigStore
@@ -128,19 +129,22 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
 
 def main(cfg: DictConfig) -> None:
     """Measure the part asked for, print a table, and write a JSON into `out`."""
-    if cfg.part not in ("sampling", "evaluation"):
-        raise ValueError(f"part must be sampling or evaluation, got {cfg.part!r}")
+    if cfg.part not in ("sampling", "evaluation", "cluster"):
+        raise ValueError(f"part must be sampling, evaluation or cluster, got {cfg.part!r}")
     if cfg.batch_size < 1 or cfg.rounds < 1 or not cfg.samples or min(cfg.samples) < 10:
         raise ValueError(
             f"batch_size and rounds must be at least 1, samples at least 10; got {cfg.batch_size}, {cfg.rounds}, {cfg.samples}"
         )
     device = pick_device(cfg.device, "float32")
-    name = cfg.model.name if cfg.part == "sampling" else "evaluation"
+    name = cfg.model.name if cfg.part == "sampling" else cfg.part
     print(f"{name}, {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if cfg.part == "sampling":
         facts = benchmark_sampling(cfg, device)
-    else:
+    elif cfg.part == "evaluation":
         facts = benchmark_evaluation(list(cfg.samples), cfg.batch_size, device)
+    else:
+        facts = benchmark_cluster(cfg.samples[0])
+        print("\n".join(lines(facts)))
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}

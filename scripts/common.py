@@ -28,6 +28,7 @@ from sag.distributed import Process
 from sag.guidance import Guidance
 from sag.models import Classifier, UNet, load_network
 from sag.models.checkpoints import CheckpointMismatch
+from sag.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -49,6 +50,8 @@ def run(main: Callable[[DictConfig], None], config_name: str, schema: type) -> N
     schema: a dataclass of the keys that `main` knows. With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
     """
     _keep_memory()
+    paths = [str(ROOT / "scripts"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in dict.fromkeys(paths) if path)  # for jobs that submitit starts
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 
@@ -113,13 +116,12 @@ def _keys(node: Any) -> list[str]:
     return [key for name, value in node.items() for key in [str(name), *_keys(value)]]
 
 
-def check_folder(out: Path, settings: DictConfig) -> None:
+def check_folder(out: Folder, settings: DictConfig) -> None:
     """Raise a ValueError if `out` holds results of other settings (in its config.yaml), naming the keys that differ."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out} is a file; give a folder")
-    if not (out / "config.yaml").exists():
+    if "config.yaml" not in out.names():
         return
-    there, here = _flat(OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))), _flat(OmegaConf.to_container(settings))
+    there = _flat(OmegaConf.to_container(OmegaConf.create(out.read("config.yaml").decode())))
+    here = _flat(OmegaConf.to_container(settings))
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted({*there, *here})

@@ -8,10 +8,10 @@ import tempfile
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from common import pick_device, provenance, run, to_json
+from common import CONFIGS, pick_device, provenance, run, to_json
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import sag
 from evaluations.batches import Batch, open_batch
 from evaluations.extractors import Extractor
+from evaluations.fashion import REFERENCE
 from evaluations.scoring import Scores, Settings, score, table
 from evaluations.self_check import self_check
 from sag import storage
@@ -30,7 +31,7 @@ from sag.models.checkpoints import cache_folder, fetch
 class EvaluateConfig:
     """The keys of configs/evaluate.yaml and their types; the values are there."""
 
-    extractor: Any = MISSING
+    extractor: Any = None
     published: Any = None
     samples: str | None = None
     reference: str | None = None
@@ -58,25 +59,51 @@ def read_settings(cfg: DictConfig) -> Settings:
     return Settings(**{**chosen, "metrics": tuple(chosen["metrics"])})
 
 
-def open_both(cfg: DictConfig) -> tuple[Batch, Batch]:
-    """The batches of `samples` and `reference`; an address is downloaded into the cache.
+def find_samples(given: str | None) -> Path:
+    """The file or folder of images: as given, that of a run of scripts/sample.py, or that of the newest run in outputs/.
 
     Raises:
-        ValueError: one of them is not given.
+        ValueError: no run that is finished.
     """
-    for key in ("samples", "reference"):
-        if cfg[key] is None:
-            raise ValueError(
-                f"{key}= is missing: give an npz or a folder of PNGs; scripts/sample.py makes samples, "
-                "scripts/make_reference.py a reference"
-            )
-    samples, reference = (fetch(path) if "://" in path else Path(path) for path in (cfg.samples, cfg.reference))
-    if (samples / "config.yaml").exists():  # a folder of scripts/sample.py
-        packed = sorted(samples.glob("samples_*.npz"))
-        if not packed:
-            raise ValueError(f"{samples} is a run that is not finished; the same scripts/sample.py command continues it")
-        samples = packed[0]
-    return open_batch(samples), open_batch(reference)
+    if given is None:
+        runs = sorted(Path("outputs").glob("*/samples_*.npz"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise ValueError("samples= is missing, and outputs/ has no finished run; give an npz, or run scripts/sample.py")
+        return runs[-1]
+    path = fetch(given) if "://" in given else Path(given)
+    if not (path / "config.yaml").exists():
+        return path
+    packed = sorted(path.glob("samples_*.npz"))
+    if not packed:
+        raise ValueError(f"{path} is a run that is not finished; the same scripts/sample.py command continues it")
+    return packed[0]
+
+
+def find_reference(given: str | None, samples: Path) -> Path:
+    """The reference: as given, or that of the model in the config beside the samples; an address is downloaded into the cache.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if given is None and (samples.parent / "config.yaml").exists():
+        given = OmegaConf.select(OmegaConf.load(samples.parent / "config.yaml"), "model.reference")
+    if given is None:
+        raise ValueError(
+            f"reference= is missing, and no config beside {samples} names one: give an npz or a folder of PNGs; "
+            "scripts/make_reference.py makes one"
+        )
+    if given == "fashion_mnist":
+        return REFERENCE
+    return fetch(given) if "://" in given else Path(given)
+
+
+def build_extractor(node: DictConfig | None, reference: Path) -> Extractor:
+    """The extractor of the config, or else the one that the reference is for."""
+    if node is None:
+        name = "fashion_features" if reference == REFERENCE else "inception"
+        node = cast(DictConfig, OmegaConf.load(CONFIGS / "extractor" / f"{name}.yaml"))
+    extractor: Extractor = instantiate(node)
+    return extractor
 
 
 def check_published(published: DictConfig | None, samples: Batch, extractor: Extractor) -> None:
@@ -182,8 +209,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"batch_size must be at least 1, got {cfg.batch_size}")
     settings, process = read_settings(cfg), Process.current()
     device = pick_device(cfg.device, "float32")
-    samples, reference = open_both(cfg)
-    extractor: Extractor = instantiate(cfg.extractor).to(device)
+    place = find_samples(cfg.samples)
+    samples, reference = open_batch(place), open_batch(find_reference(cfg.reference, place))
+    extractor = build_extractor(cfg.extractor, reference.path).to(device)
     check_published(cfg.published, samples, extractor)
     identity = json.loads(
         json.dumps(

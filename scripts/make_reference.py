@@ -27,6 +27,7 @@ class MakeReferenceConfig:
     num_images: int = MISSING
     limit: int | None = None
     seed: int = MISSING
+    compact: bool = MISSING
     batch_size: int = MISSING
     device: str = MISSING
     out: str = MISSING
@@ -71,7 +72,8 @@ def main(cfg: DictConfig) -> None:
         pool.update(arrays["pool"])
         if "spatial" in arrays:
             spatial.update(arrays["spatial"])
-    write_reference(out, data, kept, pool.statistics(), spatial.statistics() if spatial.count else None, extractor.id)
+    of_spatial = spatial.statistics() if spatial.count else None
+    write_reference(out, data, kept, pool.statistics(), of_spatial, extractor.id, compact=cfg.compact)
     shutil.rmtree(work, ignore_errors=True)
     print(f"wrote {out}: statistics of {len(data)} images, {len(kept)} images, {extractor.id}")
     for note in extractor.notes:

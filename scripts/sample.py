@@ -1,10 +1,12 @@
 """Sample images with any guidance: python scripts/sample.py model=... guidance=[sag,classifier] num_samples=..."""
 
+import signal
+import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.diffusion import Denoiser, Sampler, sample
+from sag.distributed import Claims, Process, this_process
 from sag.guidance import ClassifierGuidance, Guidance, GuidedDenoiser
 from sag.models import UNet, UpsamplingUNet
 from sag.noise import SampleNoise, sample_labels
 
 GRID = 64  # at most so many images in the picture
+SHARDS = "shards"
+REQUEUE = 75  # the exit code that asks for the same command again: EX_TEMPFAIL of sysexits.h
 BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 
 
@@ -56,14 +61,15 @@ def identity(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create({key: value for key, value in settings.items() if key not in ("out", "device")})
 
 
-def out_folder(cfg: DictConfig) -> Path:
+def fingerprint(settings: DictConfig) -> str:
+    """A hash of the settings."""
+    return sha256(OmegaConf.to_yaml(settings).encode()).hexdigest()
+
+
+def out_folder(cfg: DictConfig) -> storage.Folder:
     """The folder of `out`, or one under outputs/ named by the settings."""
-    if cfg.out is not None:
-        return Path(cfg.out)
     techniques = "+".join(cfg.guidance) or "none"
-    return (
-        Path("outputs") / f"{cfg.model.name}-{techniques}-{sha256(OmegaConf.to_yaml(identity(cfg)).encode()).hexdigest()[:8]}"
-    )
+    return storage.open_folder(cfg.out or f"outputs/{cfg.model.name}-{techniques}-{fingerprint(identity(cfg))[:8]}")
 
 
 def choose_indices(cfg: DictConfig) -> list[int]:
@@ -142,101 +148,230 @@ def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tupl
     return storage.SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
 
 
-def describe(cfg: DictConfig, network: UNet, denoiser: GuidedDenoiser, device: torch.device, out: Path, count: int) -> None:
+def describe(job: "Job", out: storage.Folder) -> None:
     """Print what will run, a line for each thing a user wants to check."""
+    cfg, network, denoiser = job.cfg, job.denoiser.network, GuidedDenoiser(job.denoiser, job.guidance)
     steps = len(denoiser.diffusion.schedule)
     passes = sorted({denoiser.passes(t) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in denoiser.guidance)
     parameters = sum(p.numel() for p in network.parameters())
     size = f"{network.image_size}x{network.image_size}x{network.image_channels}"
     print(f"model     {cfg.model.name}: {parameters / 1e6:.1f} M parameters, {size}, weights {cfg.model.checkpoint}")
-    print(f"device    {device} ({device_name(device)}), {cfg.precision}{', compiled' if cfg.compile else ''}")
+    print(f"precision {cfg.precision}{', compiled' if cfg.compile else ''}")
     print(f"sampler   {type(instantiate(cfg.sampler)).__name__}, {steps} steps")
     for name, arguments in cfg.guidance.items():
         options = {k: v if not OmegaConf.is_dict(v) else v.name for k, v in arguments.items() if k != "_target_"}
         print(f"guidance  {name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
     per_step = " to ".join(map(str, passes if len(passes) < 3 else passes[:: len(passes) - 1]))
     print(f"passes    {per_step} per step{f', and {gradients} classifier gradient' if gradients else ''}")
-    print(f"samples   {count}, seed {cfg.seed}, in batches of {cfg.batch_size}, to {out}", flush=True)
+    print(f"samples   {len(job.indices)}, seed {cfg.seed}, in batches of {cfg.batch_size}, to {out}", flush=True)
 
 
-def record(cfg: DictConfig, indices: Sequence[int], device: torch.device, made: int, seconds: float) -> dict[str, Any]:
-    """What a reader of the samples wants to know of how they came about."""
+def record(job: "Job", made: Sequence[Mapping[str, Any]], packing: float) -> dict[str, Any]:
+    """What a reader of the samples wants to know of how they came about; made: what the shards say; packing: seconds."""
     return {
-        "seed": cfg.seed,
-        "indices": list(indices),
-        **provenance(device),
+        "seed": job.cfg.seed,
+        "indices": job.indices,
+        **provenance(job.device),
         "threads": torch.get_num_threads(),
-        "samples_made_in_this_run": made,
-        "seconds": round(seconds, 3),
+        "hosts": sorted({shard["host"] for shard in made}),
+        "processes": len({(shard["host"], shard["pid"], shard["started"]) for shard in made}),
+        "seconds": round(sum(shard["seconds"] for shard in made), 3),  # of all processes together, without loading and packing
+        "wall_seconds": round(max(s["time"] for s in made) - min(s["time"] - s["seconds"] for s in made), 3),
+        "packing_seconds": round(packing, 3),
     }
 
 
-def main(cfg: DictConfig) -> None:
-    """Sample by the config, batch by batch, then pack; finished batches and finished runs are not made again."""
-    indices = choose_indices(cfg)
-    device = pick_device(cfg.device, cfg.precision)
-    out, settings = out_folder(cfg), identity(cfg)
-    check_folder(out, settings)
+class Stop:
+    """While it is entered, SIGTERM and SIGUSR1 (SLURM's warning) do not end the process, but have `check` do so.
 
+    A handler that is there already, such as submitit's which requeues the job, is called by `check` first.
+    """
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+
+    def __enter__(self) -> "Stop":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = signal.Signals(number)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise SystemExit with the code REQUEUE if a signal came."""
+        if self._asked is not None:
+            before = self._before[self._asked]
+            print(f"{self._asked.name}: the shard in hand is written; the same command continues", file=sys.stderr, flush=True)
+            if callable(before):
+                before(self._asked, None)
+            sys.exit(REQUEUE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the samples of a run are made from."""
+
+    cfg: DictConfig
+    indices: list[int]
+    labels: list[int] | None
+    denoiser: Denoiser
+    guidance: list[Guidance]
+    sampler: Sampler
+    low_res: storage.ImageSource | None
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image as the network makes it."""
+        network = self.denoiser.network
+        return network.image_channels, network.image_size, network.image_size
+
+    @property
+    def target(self) -> str:
+        """The name of the packed samples."""
+        channels, height, width = self.shape
+        return f"samples_{len(self.indices)}x{height}x{width}x{3 if channels == 1 else channels}.npz"  # as storage.quantise
+
+    @property
+    def shards(self) -> dict[str, slice]:
+        """The rows of `indices` in each shard, by its name; fixed by the number of samples and the batch size."""
+        size = self.cfg.batch_size
+        return {f"{start:08d}.npz": slice(start, start + size) for start in range(0, len(self.indices), size)}
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Load and check all that the config names.
+
+    Raises:
+        ValueError: what cannot be sampled; nothing is written.
+    """
+    indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
     network = load(cfg.model, device, cfg.precision, cfg.compile)
     guidance = build_guidance(cfg.guidance, lambda node: load(node, device, cfg.precision, cfg.compile))
     sampler: Sampler = instantiate(cfg.sampler)
-    diffusion = instantiate(cfg.model.diffusion).respace(sampler.steps)
-    denoiser = Denoiser(network, diffusion, cfg.model.null_label)
+    denoiser = Denoiser(network, instantiate(cfg.model.diffusion).respace(sampler.steps), cfg.model.null_label)
     low_res, low_res_labels = read_low_res(cfg, network, indices)
     labels = low_res_labels or choose_labels(cfg, indices, denoiser, guidance)
-    shape = (network.image_channels, network.image_size, network.image_size)
-    target = out / f"samples_{len(indices)}x{shape[1]}x{shape[2]}x{shape[0]}.npz"
-    describe(cfg, network, GuidedDenoiser(denoiser, guidance), device, out, len(indices))
-    if target.exists():
-        print(f"done      {target} is there already, with these settings")
+    return Job(cfg, indices, labels, denoiser, guidance, sampler, low_res, device)
+
+
+def make(job: Job, rows: slice, watch: Callable[[float], None]) -> torch.Tensor:
+    """The images of some rows, (n, C, H, W) in [-1, 1]; `watch` is called after every step with the share that is done."""
+    noise = SampleNoise(job.cfg.seed, job.indices[rows], job.shape, job.device)
+    denoiser = job.denoiser
+    if job.low_res is not None:
+        small = torch.from_numpy(job.low_res.read(rows.start, rows.stop)).permute(0, 3, 1, 2)
+        denoiser = replace(denoiser, low_res=small.to(job.device) / 127.5 - 1)
+    y = None if job.labels is None else torch.tensor(job.labels[rows], device=job.device)
+    guided = GuidedDenoiser(denoiser, job.guidance, noise.mask)
+    for step in sample(guided, job.sampler, noise.initial(), y, noise=noise.step):
+        watch(1 - step.t / len(denoiser.diffusion.schedule))
+    return step.x
+
+
+def check_shards(job: Job, out: storage.Folder) -> None:
+    """Remove the shards that are damaged, so that they are made again.
+
+    Raises:
+        ValueError: a shard of other settings.
+    """
+    for name in sorted(out.names(SHARDS) & set(job.shards)):
+        try:
+            if storage.read_shard(out, f"{SHARDS}/{name}").settings != fingerprint(identity(job.cfg)):
+                raise ValueError(
+                    f"{out}/{SHARDS}/{name} is a shard of a run with other settings; remove it, or give another out"
+                )
+        except storage.DamagedShard as error:
+            print(f"warning   {error}; it is made again", flush=True)
+            out.remove(error.name)
+
+
+def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
+    """Make the shards that are not there, in turn with all other processes that work at them.
+
+    Raises:
+        SystemExit: a signal asked to stop; the shard in hand is finished.
+    """
+    settings = identity(job.cfg)
+    claims = Claims(out, SHARDS, process)
+
+    def over() -> bool:
+        stop.check()
+        return job.target in out.names()
+
+    with tqdm(total=len(job.indices), unit="image", bar_format=BAR, disable=not process.main) as bar:
+        for name in claims.take(list(job.shards), finished=over):
+            rows = job.shards[name]
+            begin, count = time.monotonic(), len(job.indices[rows])
+            done = claims.done * job.cfg.batch_size
+
+            def watch(share: float, done: int = done, count: int = count) -> None:
+                claims.beat()
+                bar.update(min(done + count * share, len(job.indices)) - bar.n)
+
+            images = make(job, rows, watch)
+            out.create("config.yaml", OmegaConf.to_yaml(settings).encode())
+            check_folder(out, settings)  # a run of other settings may have begun here meanwhile
+            made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begin}
+            labels = None if job.labels is None else np.asarray(job.labels[rows])
+            shard = storage.Shard(storage.quantise(images), labels, np.asarray(job.indices[rows]), fingerprint(settings), made)
+            storage.write_shard(out, f"{SHARDS}/{name}", shard)
+
+
+def finish(job: Job, out: storage.Folder, process: Process) -> None:
+    """Let one process pack the shards into the target, and write the picture and the record; the shards go last.
+
+    If one of them turns out to be damaged it is removed, and nothing is packed.
+    """
+    claims, settings = Claims(out, "", process), identity(job.cfg)
+    for _ in claims.take([job.target], finished=lambda: not set(job.shards) <= out.names(SHARDS)):
+        names = [f"{SHARDS}/{name}" for name in job.shards]
+        try:
+            shown: list[storage.Images] = []
+            for name in names[: -(-GRID // job.cfg.batch_size)]:
+                shown += list(storage.read_shard(out, name).images[: GRID - len(shown)])
+            with out.writer("grid.png") as file:
+                Image.fromarray(picture(np.stack(shown))).save(file, "PNG")
+            begin = time.monotonic()
+            made = storage.pack(out, names, job.indices, fingerprint(settings), job.target, claims.beat)
+        except storage.DamagedShard as error:
+            print(f"warning   {error}; it is made again", flush=True)
+            out.remove(error.name)
+            return
+        out.write("record.json", to_json(record(job, made, time.monotonic() - begin)))
+        out.remove_folder(SHARDS)
+        print(f"wrote     {out}/{job.target}, grid.png, config.yaml and record.json", flush=True)
+
+
+def picture(images: storage.Images) -> storage.Images:
+    """A grid of images as PIL takes it."""
+    tiled = storage.grid(images[..., :3])
+    return tiled if tiled.shape[2] == 3 else tiled[..., 0]
+
+
+def main(cfg: DictConfig) -> None:
+    """Sample by the config, shard by shard as other processes leave them, then pack; what is finished is not made again."""
+    process, out = Process.current(), out_folder(cfg)
+    check_folder(out, identity(cfg))
+    job = prepare(cfg)
+    if process.main:
+        describe(job, out)
+    device = f"{job.device} ({device_name(job.device)})"
+    print(f"process   rank {process.rank} of {process.world} on {socket.gethostname()}, {device}", flush=True)
+    if job.target in out.names():
+        print(f"done      {out}/{job.target} is there already, with these settings")
         return
-
-    begin, made = time.perf_counter(), 0
-    shards = []
-    with tqdm(total=len(indices), unit="image", bar_format=BAR) as bar:
-        for start in range(0, len(indices), cfg.batch_size):
-            rows = slice(start, start + cfg.batch_size)
-            shards.append(out / "shards" / f"{start:08d}.npz")
-            if shards[-1].exists():
-                bar.update(len(indices[rows]))
-                continue
-            noise = SampleNoise(cfg.seed, indices[rows], shape, device)
-            batch = denoiser
-            if low_res is not None:
-                small = torch.from_numpy(low_res.read(rows.start, rows.stop)).permute(0, 3, 1, 2)
-                batch = replace(denoiser, low_res=small.to(device) / 127.5 - 1)
-            y = None if labels is None else torch.tensor(labels[rows], device=device)
-            guided = GuidedDenoiser(batch, guidance, noise.mask)
-            for step in sample(guided, sampler, noise.initial(), y, noise=noise.step):
-                bar.update(start + len(step.x) * (1 - step.t / len(diffusion.schedule)) - bar.n)
-            shards[-1].parent.mkdir(parents=True, exist_ok=True)
-            if not (out / "config.yaml").exists():
-                with storage.atomic(out / "config.yaml") as file:
-                    file.write(OmegaConf.to_yaml(settings).encode())
-            storage.write_shard(shards[-1], storage.quantise(step.x), None if labels is None else labels[rows], indices[rows])
-            made += len(indices[rows])
-    finish(out, target, shards, indices, record(cfg, indices, device, made, time.perf_counter() - begin))
-
-
-def finish(out: Path, target: Path, shards: Sequence[Path], indices: Sequence[int], facts: dict[str, Any]) -> None:
-    """Pack the shards into `target`, and write the picture and the record; the shards go last."""
-    shown: list[storage.Images] = []
-    for shard in shards:
-        if len(shown) < GRID:
-            shown += list(storage.read_samples(shard)[0][: GRID - len(shown)])
-    images = np.stack(shown)
-    picture = storage.grid(images[..., :3] if images.shape[3] >= 3 else images[..., :1])
-    with storage.atomic(out / "grid.png") as file:
-        Image.fromarray(picture.squeeze(axis=2) if picture.shape[2] == 1 else picture).save(file, "PNG")
-    with storage.atomic(out / "record.json") as file:
-        file.write(to_json(facts))
-    storage.pack(shards, indices, target)
-    for shard in shards:
-        shard.unlink()
-    shards[0].parent.rmdir()
-    print(f"wrote     {target}, grid.png, config.yaml and record.json")
+    if process.main:
+        check_shards(job, out)
+    with Stop() as stop:
+        while job.target not in out.names():
+            work(job, out, process, stop)
+            finish(job, out, process)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.diffusion import DDIM, Denoiser, sample
-from sag.distributed import Process
-from sag.models import UNet
+from sag.distributed import Process, meet_by_mpi
+from sag.models import UNet, load_weights
 from sag.noise import SampleNoise
 from sag.storage import ImageSource
 from sag.training import Objective, Settings, Trainer
@@ -34,6 +34,7 @@ class TrainConfig:
     task: Any = MISSING
     data: Any = MISSING
     settings: Any = MISSING
+    start: str | None = None
     compile: bool = MISSING
     device: str = MISSING
     save_minutes: float = MISSING
@@ -48,7 +49,7 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 def identity(cfg: DictConfig) -> DictConfig:
     """The settings that decide the weights: all but the length, where it runs and what it reports."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    kept = {key: settings[key] for key in ("task", "data", "settings")}
+    kept = {key: settings[key] for key in ("task", "data", "settings", "start")}
     if not kept["settings"]["anneal"]:
         del kept["settings"]["steps"]  # a longer run may continue a shorter one
     return OmegaConf.create(kept)
@@ -77,12 +78,13 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
     *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), y, noise=noise.step)
     picture = storage.grid(storage.quantise(last.x))
     with storage.atomic(trainer.out / f"grid{trainer.step:06d}.png") as file:
-        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(file, "PNG")
+        Image.fromarray(picture).save(file, "PNG")
 
 
 def join(process: Process, device: torch.device) -> None:
-    """Meet the other processes, which torchrun started."""
+    """Meet the other processes; under mpiexec, MPI tells all of them where."""
     if process.world > 1:
+        meet_by_mpi()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=process.rank, world_size=process.world)
 
 
@@ -93,10 +95,13 @@ def main(cfg: DictConfig) -> None:
     process, device = Process.current(), pick_device(cfg.device, "float32")
     settings: Settings = instantiate(cfg.settings, _convert_="all")
     out = Path(cfg.out)
-    check_folder(out, identity(cfg))
+    check_folder(storage.LocalFolder(out), identity(cfg))
     data: ImageSource = instantiate(cfg.data)
     torch.manual_seed(settings.seed)
-    network = instantiate(cfg.task.network, _convert_="all").to(device)
+    network = instantiate(cfg.task.network, _convert_="all")
+    if cfg.start is not None:
+        load_weights(network, cfg.start)
+    network.to(device)
     objective: Objective = instantiate(cfg.task.objective, _convert_="object")
     check_data(data, network)
     join(process, device)

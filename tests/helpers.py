@@ -107,6 +107,12 @@ def random_images(seed, count, size=8):
     return np.repeat(np.repeat(coarse, size // 2, 1), size // 2, 2).astype(np.uint8)
 
 
+def golden_images():
+    """200 images (N, 32, 32, 1) of Fashion-MNIST's test set, and their labels."""
+    with np.load(GOLDEN / "fashion_mnist_200.npz", allow_pickle=False) as arrays:
+        return arrays["arr_0"], arrays["arr_1"]
+
+
 class Counting:
     """A denoiser that counts how often it is asked."""
 

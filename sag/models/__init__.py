@@ -1,7 +1,7 @@
 """Networks and their weights."""
 
 from sag.models.attention import Attend, Attention, AttentionLayer, check_layers
-from sag.models.checkpoints import load_checkpoint, load_network
+from sag.models.checkpoints import load_checkpoint, load_network, load_weights
 from sag.models.classifier import Classifier
 from sag.models.unet import UNet, UNetOutput, UpsamplingUNet
 
@@ -16,4 +16,5 @@ __all__ = [
     "check_layers",
     "load_checkpoint",
     "load_network",
+    "load_weights",
 ]

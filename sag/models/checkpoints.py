@@ -14,7 +14,7 @@ import blobfile
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sag.models.classifier import Classifier
@@ -68,8 +68,8 @@ def load_checkpoint(source: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_network(network: UNet | Classifier, source: str) -> None:
-    """Give `network` (best built on the meta device) the weights of `source`, as float32, frozen, in eval mode.
+def load_weights(network: nn.Module, source: str) -> None:
+    """Give `network` (which may be on the meta device) the weights of `source`, as float32.
 
     Raises:
         CheckpointMismatch: names or shapes differ; says which.
@@ -91,6 +91,11 @@ def load_network(network: UNet | Classifier, source: str) -> None:
         parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in differences.items() if names]
         raise CheckpointMismatch(f"checkpoint {source} does not fit the network: entries {', '.join(parts)}", found)
     network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+
+
+def load_network(network: UNet | Classifier, source: str) -> None:
+    """As `load_weights`; the network is then in float32, frozen, in eval mode."""
+    load_weights(network, source)
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)
 

@@ -1,22 +1,40 @@
 """Images on disk: shards written atomically and packed into ADM's npz, and image collections read by streaming."""
 
 from sag.storage.files import atomic
+from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.images import ArrayImages, FolderImages, Images, ImageSource, NpzImages, SelectedImages, open_images
-from sag.storage.shards import grid, pack, quantise, read_samples, stream_array, write_shard
+from sag.storage.shards import (
+    DamagedShard,
+    Shard,
+    grid,
+    pack,
+    quantise,
+    read_samples,
+    read_shard,
+    stream_array,
+    write_shard,
+)
 
 __all__ = [
     "ArrayImages",
+    "BlobFolder",
+    "DamagedShard",
+    "Folder",
     "FolderImages",
     "ImageSource",
     "Images",
+    "LocalFolder",
     "NpzImages",
     "SelectedImages",
+    "Shard",
     "atomic",
     "grid",
+    "open_folder",
     "open_images",
     "pack",
     "quantise",
     "read_samples",
+    "read_shard",
     "stream_array",
     "write_shard",
 ]

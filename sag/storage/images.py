@@ -137,7 +137,9 @@ class NpzImages(ImageSource):
                 if self._member is None or self._member.tell() > place:
                     self._member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115, it stays open for the next call
                 self._member.seek(place)
-                data = np.frombuffer(self._member.read(count), np.uint8)
+                data = np.frombuffer(
+                    bytearray(self._member.read(count)), np.uint8
+                )  # a copy that can be written, as torch wants
             if data.size != count:
                 raise EOFError("it ends within arr_0")
         return data.reshape(-1, *self.shape[1:])

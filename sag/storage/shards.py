@@ -1,68 +1,163 @@
 """Samples on disk: shards written atomically, then packed by streaming into one npz as ADM's programs write it."""
 
 import io
+import json
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sag.storage.files import atomic
+from sag.storage.folders import Folder
 from sag.storage.images import Images, NpzImages
 
 
 def quantise(x: Tensor) -> Images:
-    """Images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C), as ADM does it: truncated (x + 1) * 127.5."""
-    return ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    """Images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C), as ADM does it: truncated (x + 1) * 127.5.
+
+    One grey channel is repeated to three, which ADM's files and every evaluator have.
+    """
+    levels = ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return levels.expand(-1, -1, -1, 3 if x.shape[1] == 1 else -1).contiguous().cpu().numpy()
 
 
-def write_shard(path: Path, images: Images, labels: Sequence[int] | None, indices: Sequence[int]) -> None:
-    """Write images (N, H, W, C) uint8, their labels and their indices to one npz."""
-    buffer, rows = io.BytesIO(), np.asarray(indices, dtype=np.int64)
-    if labels is None:
-        np.savez(buffer, arr_0=images, indices=rows)
-    else:
-        np.savez(buffer, arr_0=images, arr_1=np.asarray(labels, dtype=np.int64), indices=rows)
-    with atomic(path) as file:
-        file.write(buffer.getbuffer())
+class DamagedShard(ValueError):
+    """A shard whose content is not what was written. `name`: which."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is damaged ({reason})")
+        self.name = name
 
 
-def pack(shards: Sequence[Path], indices: Sequence[int], target: Path) -> None:
-    """Join shards, in the given order, into `target`: arr_0 (images) and, where shards have labels, arr_1; one shard in memory.
+@dataclass(frozen=True)
+class Shard:
+    """Some samples of a run: images (n, H, W, C) uint8, labels (n,) or None, indices (n,) int64.
+
+    settings: a hash of all that decides the samples. made: where and when, for `status`; no part of the checksum.
+    """
+
+    images: Images
+    labels: NDArray[np.int64] | None
+    indices: NDArray[np.int64]
+    settings: str
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def checksum(self) -> str:
+        """A hash of all but `made`."""
+        digest = sha256(self.settings.encode())
+        for array in (self.images, self.labels, self.indices):
+            digest.update(b"none" if array is None else repr(array.shape).encode() + np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def write_shard(folder: Folder, name: str, shard: Shard) -> None:
+    """Write a shard as one npz, with its checksum."""
+    arrays: dict[str, NDArray[Any]] = {"arr_0": shard.images, "indices": shard.indices}
+    if shard.labels is not None:
+        arrays["arr_1"] = shard.labels
+    texts = {"settings": shard.settings, "made": json.dumps(dict(shard.made)), "checksum": shard.checksum()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **{key: np.array(text) for key, text in texts.items()})  # type: ignore[arg-type]
+    folder.write(name, buffer.getvalue())
+
+
+def read_shard(folder: Folder, name: str) -> Shard:
+    """Read a shard and compare its checksum.
 
     Raises:
-        ValueError: the shards do not hold exactly the samples `indices` in this order.
+        FileNotFoundError: it is not there.
+        DamagedShard: truncated, changed, or no shard.
     """
+    content = folder.read(name)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            shard = Shard(
+                arrays["arr_0"],
+                arrays.get("arr_1"),
+                arrays["indices"],
+                str(arrays["settings"]),
+                json.loads(str(arrays["made"])),
+            )
+            checksum = str(arrays["checksum"])
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DamagedShard(name, str(error).strip() or type(error).__name__) from error
+    if checksum != shard.checksum():
+        raise DamagedShard(name, "its checksum is another")
+    return shard
+
+
+def pack(
+    folder: Folder,
+    names: Sequence[str],
+    indices: Sequence[int],
+    settings: str,
+    target: str,
+    beat: Callable[[], None] = lambda: None,
+) -> list[Mapping[str, Any]]:
+    """Join shards, in the given order, into the file `target`: arr_0 (images) and, where they have labels, arr_1.
+
+    One shard is in memory at a time. beat: called after each. Returns what the shards say of how they were made.
+
+    Raises:
+        DamagedShard: a shard that must be made again.
+        ValueError: shards of other settings, that do not hold exactly the samples `indices`, or with two equal images.
+    """
+    seen: dict[bytes, int] = {}
     found: list[int] = []
-    for shard in shards:
-        with np.load(shard, allow_pickle=False) as arrays:
-            found += arrays["indices"].tolist()
-            keys = [key for key in ("arr_0", "arr_1") if key in arrays]
+    labels: list[NDArray[np.int64]] = []
+    made: list[Mapping[str, Any]] = []
+    for name in names:
+        beat()
+        shard = read_shard(folder, name)
+        if shard.settings != settings:
+            raise ValueError(f"{folder}/{name} is a shard of a run with other settings; remove it, or give another out")
+        for index, image in zip(shard.indices.tolist(), shard.images, strict=True):
+            twin = seen.setdefault(sha256(image.data).digest(), index)
+            if twin != index:
+                raise ValueError(
+                    f"samples {twin} and {index} in {folder} are equal to the bit: something is wrong with the noise or the "
+                    "network, and nothing was packed"
+                )
+        found += shard.indices.tolist()
+        made.append(shard.made)
+        if shard.labels is not None:
+            labels.append(shard.labels)
+        height_width_channels = shard.images.shape[1:]
     if found != list(indices):
-        raise ValueError(
-            f"the shards beside {target} do not hold the samples asked for; remove {shards[0].parent} and run again"
-        )
-    with atomic(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for key in keys:
-            with np.load(shards[0], allow_pickle=False) as arrays:
-                first = arrays[key]
-            parts = (_array(shard, key) for shard in shards)
-            stream_array(archive, key, (len(found), *first.shape[1:]), first.dtype, parts)
+        raise ValueError(f"the shards in {folder} do not hold the samples asked for; remove its folder shards and run again")
+    with folder.writer(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        parts = _images(folder, names, beat)
+        stream_array(archive, "arr_0", (len(found), *height_width_channels), np.dtype(np.uint8), parts)
+        if labels:
+            stream_array(archive, "arr_1", (len(found),), np.dtype(np.int64), labels)
+    return made
 
 
-def _array(shard: Path, key: str) -> NDArray[np.generic]:
-    with np.load(shard, allow_pickle=False) as arrays:
-        return arrays[key]
+def _images(folder: Folder, names: Sequence[str], beat: Callable[[], None]) -> Iterator[Images]:
+    for name in names:
+        beat()
+        yield read_shard(folder, name).images
 
 
 def stream_array(
-    archive: zipfile.ZipFile, key: str, shape: Sequence[int], dtype: np.dtype, parts: Iterable[NDArray[np.generic]]
+    archive: zipfile.ZipFile,
+    key: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    parts: Iterable[NDArray[np.generic]],
+    *,
+    compressed: bool = False,
 ) -> None:
     """Write an array of `shape` to the npz `archive` from its parts, which follow each other along the first axis."""
-    # ZipInfo's fixed date makes the same samples the same bytes
-    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+    info = zipfile.ZipInfo(f"{key}.npy")  # its fixed date makes the same samples the same bytes
+    info.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with archive.open(info, "w", force_zip64=True) as member:
         header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(member, header)
         for part in parts:

@@ -3,13 +3,14 @@
 import gzip
 import shutil
 import urllib.error
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
 from sag.models.checkpoints import cache_folder
-from sag.storage import ArrayImages
+from sag.storage import ArrayImages, atomic
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -34,7 +35,7 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
     root = cache_folder() / "datasets"
     source = Path(folder) if folder is not None else DEBIAN
     if source.is_dir():
-        _unpack(source, root / "FashionMNIST" / "raw")
+        root = _unpack(source, root)
     elif folder is not None:
         raise FileNotFoundError(f"no folder {folder}; it should hold {FILES[0]} and the three other files of Fashion-MNIST")
     try:
@@ -49,14 +50,20 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
     return ArrayImages(np.pad(data.data.numpy(), ((0, 0), margins, margins))[..., None], data.targets.numpy())
 
 
-def _unpack(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
+def _unpack(source: Path, cache: Path) -> Path:
+    """Put the plain files where torchvision's reader looks for them, below the folder that is returned: one for each source."""
+    found = {}
     for name in FILES:
         packed, plain = source / f"{name}.gz", source / name
         if not packed.exists() and not plain.exists():
             raise FileNotFoundError(f"{source} has no {name} or {name}.gz, a file of Fashion-MNIST")
+        found[name] = packed if packed.exists() else plain
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in found.values()]
+    root = cache / sha256(repr(stamps).encode()).hexdigest()[:12]
+    target = root / "FashionMNIST" / "raw"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, path in found.items():
         if not (target / name).exists():
-            partial = target / f".{name}.part"
-            with gzip.open(packed) if packed.exists() else open(plain, "rb") as file, open(partial, "wb") as out:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file, atomic(target / name) as out:
                 shutil.copyfileobj(file, out)
-            partial.replace(target / name)
+    return root

@@ -68,6 +68,19 @@ def test_a_written_reference_is_read_back_and_repeats_to_the_byte(tmp_path):
     assert open_batch(tmp_path / "c.npz").spatial is None
 
 
+def test_a_compact_reference_is_smaller_and_has_the_same_images_and_labels(tmp_path):
+    grey = ArrayImages(np.repeat(IMAGES[..., :1], 40, 1), np.arange(len(IMAGES)))
+    pool = Statistics(np.zeros(4), np.eye(4), 6)
+    for name in ("plain", "compact"):
+        write_reference(tmp_path / f"{name}.npz", grey, np.array([1, 4]), pool, None, "x", compact=name == "compact")
+    plain, compact = (open_batch(tmp_path / f"{name}.npz") for name in ("plain", "compact"))
+    assert compact.path.stat().st_size < plain.path.stat().st_size / 2
+    assert (plain.images.shape[3], compact.images.shape[3]) == (3, 1)
+    assert np.array_equal(plain.images.read(0, 2)[..., :1], compact.images.read(0, 2))
+    assert compact.images.labels().tolist() == plain.images.labels().tolist() == [1, 4]
+    assert np.array_equal(plain.pool.covariance, compact.pool.covariance)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -63,8 +63,28 @@ def test_every_value_is_its_metric_on_the_features(files, tmp_path):
         **dict(zip(names, [value for pair in pairs for value in pair], strict=True)),
     }
     assert found.values == pytest.approx(expected, rel=1e-9)
-    assert found.unavailable == {}
-    assert [name for name, _ in table(found, files[0])] == [f"{name}_230" for name in (*METRICS, "kid_std")]
+    assert found.unavailable == {"agreement": "the extractor does not classify by the labels of samples"}
+    assert [name for name, _ in table(found, files[0])] == [f"{name}_230" for name in (*METRICS[:-1], "kid_std")]
+
+
+def test_agreement_is_the_share_of_labels_that_the_extractor_finds(files, tmp_path):
+    extractor = ModuleExtractor("tiny", TinyNetwork())
+    extractor.classes = 10
+    settings = Settings(metrics=("agreement",))
+    images = random_images(0, 230)
+    labels = extractor(torch.from_numpy(images).permute(0, 3, 1, 2)).logits.argmax(1).numpy()
+    labels[::4] = (labels[::4] + 1) % 10
+    np.savez(tmp_path / "labelled.npz", arr_0=images, arr_1=labels)
+    labelled = open_batch(tmp_path / "labelled.npz")
+    found = scored(labelled, files[1], tmp_path, settings, extractor=extractor)
+    assert found.values == {"agreement": 172 / 230}
+    np.savez(tmp_path / "null.npz", arr_0=images, arr_1=np.full(230, 10))
+    for batch, reason in (
+        (open_batch(tmp_path / "null.npz"), r"labels outside \[0, 10\)"),
+        (files[0], r"holds no labels \(arr_1\)"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            scored(batch, files[1], tmp_path, settings, extractor=extractor)
 
 
 def test_any_number_of_processes_gives_the_same_numbers(files, tmp_path):
@@ -142,6 +162,7 @@ def test_statistics_in_the_files_are_used_and_images_where_they_are_needed(files
     found = scored(samples, open_batch(tmp_path / "all.npz"), tmp_path, name="all")
     assert found.values == pytest.approx({name: full[name] for name in ("fid", "sfid", "is")}, rel=1e-9)
     reasons = dict.fromkeys(("precision", "recall", "kid", "density", "coverage"), "holds statistics only, no images")
+    assert found.unavailable.pop("agreement").startswith("the extractor does not classify")
     assert set(found.unavailable) == set(reasons)
     assert all(reasons[name] in reason for name, reason in found.unavailable.items())
     np.savez(tmp_path / "pool.npz", mu=moments["mu"], sigma=moments["sigma"])
@@ -160,7 +181,11 @@ class PoolOnly(torch.nn.Module):
 
 def test_what_an_extractor_does_not_give_is_said(files, tmp_path):
     found = scored(*files, tmp_path, extractor=ModuleExtractor("pool", PoolOnly()))
-    assert found.unavailable == {"sfid": "the extractor gives no spatial features", "is": "the extractor gives no logits"}
+    assert found.unavailable == {
+        "sfid": "the extractor gives no spatial features",
+        "is": "the extractor gives no logits",
+        "agreement": "the extractor does not classify by the labels of samples",
+    }
     assert set(found.values) == {"fid", "precision", "recall", "kid", "kid_std", "density", "coverage"}
 
 

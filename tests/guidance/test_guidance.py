@@ -234,13 +234,15 @@ def in_batches(size, count, shape, sampler, guided):
     return torch.cat(rows)
 
 
-def test_real_samples_are_the_same_in_batches_of_1_4_and_8():
+@pytest.mark.parametrize("steps", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_real_samples_are_the_same_in_batches_of_1_4_and_8(steps):
     network = UNet.from_flags(json.loads((GOLDEN / "fashion32_reference.json").read_text()))
-    load_network(network, "fashion32")
-    denoiser = Denoiser(network, GaussianDiffusion(Schedule.linear().respace(50)))
+    load_network(network, str(GOLDEN / "fashion32_reference.pt"))
+    denoiser = Denoiser(network, GaussianDiffusion(Schedule.linear().respace(steps)))
     technique = SelfAttentionGuidance(0.3, "output.2", 1)
     alone, four, eight = (
-        in_batches(size, 8, (3, 32, 32), DDPM(50), lambda source: GuidedDenoiser(denoiser, [technique])) for size in (1, 4, 8)
+        in_batches(size, 8, (3, 32, 32), DDPM(steps), lambda source: GuidedDenoiser(denoiser, [technique]))
+        for size in (1, 4, 8)
     )
     torch.testing.assert_close(four, alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(eight, alone, rtol=0, atol=1e-5)

@@ -38,11 +38,14 @@ def test_a_file_gives_the_network_its_output(tmp_path, weights, suffix, dtype):
 
 
 def test_the_bundled_model_is_found_by_name():
-    assert load_checkpoint("fashion32")["out.2.weight"].shape == (6, 32, 3, 3)
+    assert load_checkpoint("fashion32")["out.2.weight"].shape == (2, 32, 3, 3)
 
 
 def test_a_missing_file_is_named_beside_the_bundled_models(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at '.*nothing.pt'.*bundled model \(fashion32\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no checkpoint at '.*nothing.pt'.*bundled model \(fashion32, fashion32_classifier, fashion32_weak\)",
+    ):
         load_checkpoint(str(tmp_path / "nothing.pt"))
 
 

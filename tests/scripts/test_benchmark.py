@@ -22,10 +22,11 @@ def test_the_benchmark_writes_a_row_for_every_case(tmp_path, run_script):
         f"out={tmp_path}",
     ]
     printed = run_script(benchmark.main, "benchmark", benchmark.BenchmarkConfig, *arguments)
-    assert "classifier guidance is left out" in printed
+    assert "sag + classifier" in printed
     rows = json.loads((tmp_path / "fashion32.json").read_text())["rows"]
     assert [(row["guidance"], row["precision"], row["passes_per_step"]) for row in rows] == [
-        ("none", "float32", 1), ("sag", "float32", 2), ("none", "bfloat16", 1), ("sag", "bfloat16", 2)
+        ("none", "float32", 1), ("sag", "float32", 2), ("sag + classifier", "float32", 2),
+        ("none", "bfloat16", 1), ("sag", "bfloat16", 2), ("sag + classifier", "bfloat16", 2),
     ]  # fmt: skip
     assert rows[1]["flop_per_step"] == pytest.approx(2 * rows[0]["flop_per_step"], rel=0.01)
     assert all(row["seconds_per_step"] > 0 and row["peak_memory"] > 1e8 for row in rows)
@@ -52,7 +53,7 @@ def test_the_evaluation_is_measured_beside_numpy_and_scipy(tmp_path, run_script,
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"), [("part=training", "part must be sampling or evaluation"), ("samples=[3]", "at least 10")]
+    ("argument", "message"), [("part=training", "part must be sampling, evaluation or cluster"), ("samples=[3]", "at least 10")]
 )
 def test_bad_requests_are_one_sentence(run_script, argument, message):
     with pytest.raises(SystemExit, match=message):

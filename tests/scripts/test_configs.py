@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from sag.models import load_checkpoint
+
 MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
 CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))
 PUBLISHED, IDDPM, OTHERS = golden("published")[0], golden("iddpm")[0], golden("classifier")[0]
@@ -28,6 +30,7 @@ GOLDEN_OF = {
     "iddpm_lsun_bedroom_1200k": IDDPM["iddpm_lsun_bedroom"],
     "iddpm_lsun_bedroom_2400k": IDDPM["iddpm_lsun_bedroom"],
 }
+BUNDLED = ["fashion32", "fashion32_weak"]
 FILES = {
     "adm_imagenet64": "64x64_diffusion.pt",
     "adm_imagenet128": "128x128_diffusion.pt",
@@ -61,8 +64,8 @@ def composed(*overrides):
 
 
 def test_there_is_a_config_for_every_published_checkpoint():
-    assert sorted([*GOLDEN_OF, "fashion32"]) == MODELS
-    assert sorted(f"adm_imagenet{size}" for size in (64, 128, 256, 512)) == CLASSIFIERS
+    assert sorted([*GOLDEN_OF, *BUNDLED]) == MODELS
+    assert sorted([*(f"adm_imagenet{size}" for size in (64, 128, 256, 512)), "fashion32"]) == CLASSIFIERS
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,8 +76,9 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
     assert cfg.model.name == name
     assert cfg.model.sag.layer in network.attention_layers
     diffusion = instantiate(cfg.model.diffusion)
-    assert len(diffusion.respace(cfg.sampler.steps).schedule) == (50 if name == "fashion32" else 250)
-    if name == "fashion32":
+    assert len(diffusion.respace(cfg.sampler.steps).schedule) == (50 if name in BUNDLED else 250)
+    if name in BUNDLED:
+        assert shapes(network) == {key: list(value.shape) for key, value in load_checkpoint(name).items()}
         return
     flags = GOLDEN_OF[name]["flags"]
     assert shapes(network) == GOLDEN_OF[name]["keys"]
@@ -84,7 +88,7 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
     assert cfg.model.diffusion.schedule._target_.endswith(flags["noise_schedule"])
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in BUNDLED])
 def test_a_classifier_config_builds_the_published_network(name):
     cfg = OmegaConf.load(CONFIGS / "classifier" / f"{name}.yaml")
     size = cfg.network.image_size

@@ -12,7 +12,7 @@ import make_reference
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, random_images
+from helpers import ROOT, TINY, golden_images, random_images
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -143,6 +143,25 @@ def test_the_folder_of_a_run_stands_for_its_samples(script, batches, tmp_path):
     assert "fid_40" in script(*arguments)
 
 
+def test_without_samples_the_newest_run_is_scored_against_the_reference_of_its_model(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="samples= is missing, and outputs/ has no finished run"):
+        script()
+    images, labels = golden_images()
+    for i, name in enumerate(("older", "newer")):
+        run = tmp_path / "outputs" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("model:\n  reference: fashion_mnist\n")
+        path = run / "samples_200x32x32x3.npz"
+        np.savez(path, arr_0=images.repeat(3, 3), arr_1=labels)
+        os.utime(path, (i + 1, i + 1))
+    printed = script("metrics=[fid,sfid,is,agreement]")
+    assert re.search(r"^agreement_200 +0\.9", printed, re.M)
+    assert "fashion_features-" in printed
+    assert len(list((tmp_path / "outputs/newer").glob("*.json"))) == 1
+    assert not list((tmp_path / "outputs/older").glob("*.json"))
+
+
 def test_several_processes_write_one_equal_result(script, batches, tmp_path):
     script(*batches, f"out={tmp_path / 'one.json'}")
     expected = json.loads((tmp_path / "one.json").read_text())["metrics"]
@@ -195,13 +214,16 @@ def test_reference_of_an_npz_equals_scoring_its_images(reference_script, script,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["samples=null"], "samples= is missing: give an npz or a folder of PNGs"),
+        (["reference=null"], r"reference= is missing, and no config beside .*samples\.npz names one: give an npz or a folder"),
         (["reference=nowhere.npz"], r"no file or folder at nowhere\.npz"),
         (["metrics=[fid,fjd]"], "unknown metric 'fjd'; expected any of fid, sfid"),
         (["distance_dtype=float64"], "distance_dtype must be float32 or float16"),
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
         (["extractor=dinov2"], "the dinov2 extractor needs weights: fetch https://"),
-        (["extractor=vgg"], "unknown extractor 'vgg'; expected one of dinov2, inception, module, torchscript"),
+        (
+            ["extractor=vgg"],
+            "unknown extractor 'vgg'; expected one of dinov2, fashion_features, inception, module, torchscript",
+        ),
         (["extractor.network._target_=helpers.NoSuchNetwork"], "NoSuchNetwork"),
         (["sample=3"], "unknown config key 'sample'; did you mean 'samples'"),
         (["out=/proc/scores.json"], r"/proc cannot be written \(.*\); give another place as out="),

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import train
-from helpers import ROOT, random_images
+from helpers import ROOT, golden_images, random_images
 
+from evaluations.fashion import FashionClassifier
 from sag.models import load_checkpoint
 
 TINY_MODEL = [
@@ -49,11 +50,38 @@ def test_a_run_writes_checkpoints_pictures_and_a_log_and_continues(script, data,
         script(*TINY_MODEL, *data, "settings.steps=4", "settings.learning_rate=1e-3", f"out={out}")
 
 
+def test_a_run_may_begin_with_the_weights_of_a_checkpoint(script, data, tmp_path):
+    script(*TINY_MODEL, *data, "settings.steps=2", f"out={tmp_path / 'first'}")
+    weights = tmp_path / "first/model000002.pt"
+    rest = ["settings.steps=1", "settings.learning_rate=1e-30", f"out={tmp_path / 'second'}"]
+    script(*TINY_MODEL, *data, f"start={weights}", *rest)
+    a, b = load_checkpoint(str(weights)), load_checkpoint(str(tmp_path / "second/model000001.pt"))
+    assert all(np.allclose(a[name], b[name], atol=1e-6) for name in a)
+    with pytest.raises(SystemExit, match=r"holds results of other settings.*start \(\S+model000002.pt there, None here\)$"):
+        script(*TINY_MODEL, *data, *rest)
+    with pytest.raises(SystemExit, match="does not fit the network: entries"):
+        script(*TINY_MODEL, *data, "start=fashion32", *rest[:-1], f"out={tmp_path / 'third'}")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_feature_network_is_trained_by_the_same_script(script, tmp_path):
+    images, labels = golden_images()
+    np.savez(tmp_path / "images.npz", arr_0=images, arr_1=labels)
+    data = ["data=npz", f"data.path={tmp_path / 'images.npz'}"]
+    settings = ["settings.steps=2", "settings.batch_size=8", "log_every=1", "device=cpu", f"out={tmp_path / 'run'}"]
+    printed = script("task=features", *data, *settings)
+    assert "FashionClassifier" in printed
+    assert not list(tmp_path.glob("run/*.png"))
+    state = load_checkpoint(str(tmp_path / "run/ema_0.9999_000002.pt"))
+    FashionClassifier().load_state_dict(state)
+
+
 def test_several_processes_train_one_model(data, tmp_path):
-    program = os.path.join(os.path.dirname(sys.executable), "torchrun")
-    command = [program, "--nproc_per_node=2", str(ROOT / "scripts/train.py"), *TINY_MODEL, *data, "settings.steps=3"]
+    arguments = [str(ROOT / "scripts/train.py"), *TINY_MODEL, *data, "settings.steps=3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("one", "two"):
+    for name, launcher in (("one", ["torchrun", "--nproc_per_node=2"]), ("two", ["mpiexec", "-n", "2", sys.executable])):
+        program = os.path.join(os.path.dirname(sys.executable), launcher[0])
+        command = [program, *launcher[1:], *arguments]
         done = subprocess.run([*command, f"out={tmp_path / name}"], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stdout

@@ -1,10 +1,13 @@
 """Samples on disk: ADM's quantisation, atomic writing and packing by streaming."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from sag import storage
+from sag.storage import Shard
 
 
 def images(n, start=0):
@@ -14,38 +17,91 @@ def images(n, start=0):
 def test_quantisation_truncates_as_adm_does():
     x = torch.linspace(-1.2, 1.2, 4001).view(1, 1, 1, -1)
     expected = np.trunc(np.clip((x.numpy() + 1) * np.float32(127.5), 0, 255)).astype(np.uint8)
-    assert np.array_equal(storage.quantise(x), expected.transpose(0, 2, 3, 1))
+    assert np.array_equal(storage.quantise(x), np.repeat(expected.transpose(0, 2, 3, 1), 3, 3))  # one channel is repeated
     assert storage.quantise(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
-    assert storage.quantise(torch.tensor([-1.0, 0.0, 0.999, 1.0]).view(1, 1, 1, 4)).flatten().tolist() == [0, 127, 254, 255]
+    exact = torch.tensor([-1.0, 0.0, 0.999, 1.0]).view(1, 1, 1, 4)
+    assert storage.quantise(exact)[..., 0].flatten().tolist() == [0, 127, 254, 255]
 
 
-def test_packed_shards_are_what_numpy_reads(tmp_path):
-    shards = [tmp_path / f"{i}.npz" for i in range(3)]
-    for i, (start, n) in enumerate([(0, 4), (4, 4), (8, 2)]):
-        storage.write_shard(shards[i], images(n, start), [(start + k) % 10 for k in range(n)], range(start, start + n))
-    storage.pack(shards, range(10), tmp_path / "samples.npz")
-    with np.load(tmp_path / "samples.npz", allow_pickle=False) as packed:
+def shard(n, start=0, labels=True, settings="s", **changes):
+    rows = np.arange(start, start + n)
+    return replace(Shard(images(n, start), rows % 10 if labels else None, rows, settings, {"host": "here"}), **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return storage.LocalFolder(tmp_path / "run")
+
+
+def written(folder, *shards):
+    names = [f"shards/{i}.npz" for i in range(len(shards))]
+    for name, content in zip(names, shards, strict=True):
+        storage.write_shard(folder, name, content)
+    return names
+
+
+def test_packed_shards_are_what_numpy_reads(folder):
+    names = written(folder, shard(4), shard(4, 4), shard(2, 8))
+    beats = []
+    made = storage.pack(folder, names, range(10), "s", "samples.npz", lambda: beats.append(1))
+    assert made == [{"host": "here"}] * 3
+    assert len(beats) == 6
+    with np.load(folder.path / "samples.npz", allow_pickle=False) as packed:
         assert list(packed) == ["arr_0", "arr_1"]
         assert np.array_equal(packed["arr_0"], images(10))
         assert packed["arr_1"].tolist() == list(range(10))
-    found, labels = storage.read_samples(tmp_path / "samples.npz")
+    found, labels = storage.read_samples(folder.path / "samples.npz")
     assert np.array_equal(found, images(10))
     assert labels.tolist() == list(range(10))
 
 
-def test_packing_twice_gives_the_same_bytes(tmp_path):
-    storage.write_shard(tmp_path / "0.npz", images(3), None, range(3))
-    for name in ("a.npz", "b.npz"):
-        storage.pack([tmp_path / "0.npz"], range(3), tmp_path / name)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert storage.read_samples(tmp_path / "a.npz")[1] is None
+def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder):
+    names = written(folder, shard(3, labels=False))
+    storage.pack(folder, names, range(3), "s", "a.npz")
+    written(folder, shard(3, labels=False, made={"host": "elsewhere", "seconds": 3}))
+    storage.pack(folder, names, range(3), "s", "b.npz")
+    assert folder.read("a.npz") == folder.read("b.npz")
+    assert storage.read_samples(folder.path / "a.npz")[1] is None
 
 
-def test_a_missing_sample_is_noticed_and_nothing_is_written(tmp_path):
-    storage.write_shard(tmp_path / "0.npz", images(3), None, [0, 1, 2])
-    with pytest.raises(ValueError, match="do not hold the samples asked for"):
-        storage.pack([tmp_path / "0.npz"], range(4), tmp_path / "samples.npz")
-    assert [file.name for file in tmp_path.iterdir()] == ["0.npz"]
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        ([shard(3)], "do not hold the samples asked for; remove its folder shards"),
+        ([shard(2), shard(2, 3)], "do not hold the samples asked for"),
+        ([shard(2), shard(2, 2, settings="t")], r"shards/1\.npz is a shard of a run with other settings"),
+        ([shard(2), shard(2, 2, images=images(2))], "samples 0 and 2 in .* are equal to the bit"),
+    ],
+)
+def test_what_does_not_fit_is_not_packed(folder, shards, message):
+    names = written(folder, *shards)
+    with pytest.raises(ValueError, match=message):
+        storage.pack(folder, names, range(4), "s", "samples.npz")
+    assert folder.names() == set()
+
+
+def test_every_changed_byte_and_every_cut_is_found(folder):
+    (name,) = written(folder, shard(3))
+    content, expected = folder.read(name), storage.read_shard(folder, name).checksum()
+    rng = np.random.default_rng(0)
+    harmless, named = 0, set()
+    for place in rng.choice(len(content), 300, replace=False):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        folder.write(name, bytes(flipped))
+        try:
+            found = storage.read_shard(folder, name)
+        except storage.DamagedShard as error:
+            named.add(error.name)
+        else:
+            harmless += 1
+            assert found.checksum() == expected  # in a date or a part of the archive that nobody reads
+    assert harmless < 150
+    assert named == {name}
+    for size in (0, 10, len(content) // 2, len(content) - 1):
+        folder.write(name, content[:size])
+        with pytest.raises(storage.DamagedShard, match=r"shards/0\.npz is damaged"):
+            storage.read_shard(folder, name)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

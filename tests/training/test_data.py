@@ -38,6 +38,13 @@ def test_files_of_a_folder(tmp_path, packed):
     assert fashion_mnist("train", str(tmp_path / "idx"), size=28).shape == (5, 28, 28, 1)
 
 
+def test_each_folder_is_its_own_data(tmp_path):
+    write_idx(tmp_path / "first", True, count=5)
+    write_idx(tmp_path / "second", True, count=7)
+    counts = [len(fashion_mnist("test", str(tmp_path / name))) for name in ("first", "second", "first")]
+    assert counts == [5, 7, 5]
+
+
 def test_bad_requests_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="split must be train or test, got 'validation'"):
         fashion_mnist("validation")

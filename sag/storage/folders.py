@@ -1,0 +1,179 @@
+"""The folder of a run: on a disk, or on a blob store that blobfile speaks to (gs://, az://)."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import blobfile
+
+from sag.storage.files import atomic
+
+
+class Folder(ABC):
+    """Files by name, in the folder or in a folder within it ("shards/00000000.npz"); each appears whole or not at all."""
+
+    @abstractmethod
+    def names(self, within: str = "") -> set[str]:
+        """The names of all files of the folder, or of the folder `within` it; none where it does not exist."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
+
+    @abstractmethod
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """A file that appears under `name` when the block ends well; it replaces what is there."""
+
+    @abstractmethod
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless it is there; whether it was written. Of several who try at once, on a disk one succeeds."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_folder(self, within: str) -> None:
+        """Remove a folder within and all that is in it, if it is there."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, replacing what is there."""
+        with self.writer(name) as file:
+            file.write(content)
+
+
+class LocalFolder(Folder):
+    """A folder on a disk, shared or not; made when the first file is written.
+
+    Raises:
+        ValueError: the path is a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out={path} is a file; give a folder")
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self, within: str = "") -> set[str]:
+        """See `Folder.names`; unfinished files are hidden."""
+        try:
+            return {entry.name for entry in os.scandir(self.path / within) if entry.is_file() and entry.name[0] != "."}
+        except FileNotFoundError:
+            return set()
+
+    def read(self, name: str) -> bytes:
+        """See `Folder.read`."""
+        return (self.path / name).read_bytes()
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """See `Folder.writer`."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            yield file
+
+    def create(self, name: str, content: bytes) -> bool:
+        """See `Folder.create`."""
+        path = self.path / name
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(path, "xb") as file:
+                    file.write(content)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # another process removed the empty folder just now
+                continue
+
+    def remove(self, name: str) -> None:
+        """See `Folder.remove`; folders that are then empty go too."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or gone
+            path.parent.rmdir()
+            if path.parent != self.path:
+                self.path.rmdir()
+
+    def remove_folder(self, within: str) -> None:
+        """See `Folder.remove_folder`."""
+        shutil.rmtree(self.path / within, ignore_errors=True)
+
+
+class BlobFolder(Folder):
+    """A folder on a blob store; blobfile finds the credentials, and tries again where a request fails."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._blobs = blobfile.create_context(retry_limit=8, connect_timeout=10, log_callback=lambda message: None)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _at(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    def names(self, within: str = "") -> set[str]:
+        """See `Folder.names`."""
+        try:
+            return {name for name in self._blobs.listdir(self._at(within)) if not name.endswith("/")}
+        except FileNotFoundError:
+            return set()
+
+    def read(self, name: str) -> bytes:
+        """See `Folder.read`."""
+        with self._blobs.BlobFile(self._at(name), "rb") as file:
+            return file.read()
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """See `Folder.writer`: written here, and sent when it is whole."""
+        with tempfile.TemporaryFile() as local:
+            yield local
+            local.seek(0)
+            with self._blobs.BlobFile(self._at(name), "wb") as remote:
+                shutil.copyfileobj(local, remote, 1 << 22)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """See `Folder.create`; two who try at the same moment may both succeed."""
+        if self._blobs.exists(self._at(name)):
+            return False
+        self.write(name, content)
+        return True
+
+    def remove(self, name: str) -> None:
+        """See `Folder.remove`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._blobs.remove(self._at(name))
+
+    def remove_folder(self, within: str) -> None:
+        """See `Folder.remove_folder`."""
+        for name in self.names(within):
+            self.remove(f"{within}/{name}")
+
+
+def open_folder(place: str) -> Folder:
+    """The folder at a path, or at a gs:// or az:// address.
+
+    Raises:
+        ValueError: a file, or an address of another kind.
+    """
+    if "://" not in place:
+        return LocalFolder(Path(place))
+    if not place.startswith(("gs://", "az://")):
+        raise ValueError(f"out={place} is neither a path nor a gs:// or az:// address")
+    return BlobFolder(place)

@@ -1,0 +1,47 @@
+"""Convert a checkpoint to safetensors: python scripts/bundle.py checkpoint=run/ema_0.9999_020000.pt out=model.safetensors"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import PRECISIONS, run
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from safetensors.torch import save
+
+from sag import storage
+from sag.models import load_checkpoint
+
+
+@dataclass
+class BundleConfig:
+    """The keys of configs/bundle.yaml and their types; the values are there."""
+
+    checkpoint: str = MISSING
+    dtype: str = MISSING
+    out: str = MISSING
+
+
+ConfigStore.instance().store("bundle_schema", BundleConfig)
+
+
+def main(cfg: DictConfig) -> None:
+    """Read the checkpoint, convert, and write the file, which must not be there yet."""
+    out = Path(cfg.out)
+    if cfg.dtype not in PRECISIONS:
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {cfg.dtype!r}")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out={out} must end in .safetensors")
+    if out.exists():
+        raise ValueError(f"{out} is there already; give another out, or remove it")
+    state = load_checkpoint(cfg.checkpoint)
+    converted = {name: value.to(PRECISIONS[cfg.dtype]).contiguous() for name, value in state.items()}
+    beyond = [name for name, value in converted.items() if not value.isfinite().all()]
+    if beyond:
+        raise ValueError(f"{', '.join(beyond[:3])} in {cfg.checkpoint} holds values that {cfg.dtype} cannot; use dtype=float32")
+    with storage.atomic(out) as file:
+        file.write(save(converted))
+    print(f"wrote {out}: {len(converted)} tensors, {out.stat().st_size / 1e6:.2f} MB, {cfg.dtype}")
+
+
+if __name__ == "__main__":
+    run(main, "bundle", BundleConfig)

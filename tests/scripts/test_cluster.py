@@ -1,0 +1,316 @@
+"""Sampling by many processes, and what becomes of it when they die: always the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT
+
+RUN = ["num_samples=12", "batch_size=2", "sampler.steps=3", "device=cpu"]
+TARGET = "samples_12x32x32x3.npz"
+REQUEUE = 75
+
+
+class Zygote:
+    """Starts, kills and waits for runs of scripts/sample.py (see tests/zygote.py)."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+        command = [sys.executable, str(ROOT / "tests/zygote.py")]
+        environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def ask(self, line):
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *arguments, rank=0, world=1, **environment):
+        self.count += 1
+        ranks = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        log = str(self.folder / f"log{self.count}")
+        return self.ask({"arguments": [*RUN, *arguments], "environment": {**ranks, **environment}, "log": log})
+
+    def wait(self, pid):
+        return self.ask(pid)
+
+    def kill(self, pid, number=signal.SIGKILL):
+        os.kill(pid, number)
+        return self.wait(pid)
+
+    def logs(self):
+        return "".join(path.read_text() for path in sorted(self.folder.glob("log*")))
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    found = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield found
+    found.process.stdin.close()
+    found.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def own_logs(zygote, tmp_path):
+    zygote.folder = tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(zygote, tmp_path_factory):
+    """The bytes that one undisturbed process writes."""
+    zygote.folder = tmp_path_factory.mktemp("expected")
+    out = zygote.folder / "out"
+    assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
+    return (out / TARGET).read_bytes()
+
+
+def shards(out):
+    return sorted(out.glob("shards/*.npz"))
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def finished(out, expected):
+    return (out / TARGET).read_bytes() == expected and sorted(p.name for p in out.iterdir()) == [
+        "config.yaml",
+        "grid.png",
+        "record.json",
+        TARGET,
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(zygote, expected, tmp_path, world):
+    out = tmp_path / "out"
+    pids = [zygote.start(f"out={out}", rank=rank, world=world) for rank in range(world)]
+    assert [zygote.wait(pid) for pid in pids] == [0] * world, zygote.logs()
+    assert finished(out, expected)
+    assert json.loads((out / "record.json").read_text())["processes"] >= 1
+    assert f"rank {world - 1} of {world} on " in zygote.logs()
+
+
+def test_two_jobs_on_one_folder_work_together(zygote, expected, tmp_path):
+    out = tmp_path / "out"
+    pids = [zygote.start(f"out={out}") for _ in range(2)]
+    assert [zygote.wait(pid) for pid in pids] == [0, 0], zygote.logs()
+    assert finished(out, expected)
+
+
+def test_a_killed_rank_takes_no_work_with_it(zygote, expected, tmp_path):
+    out = tmp_path / "out"
+    pids = [zygote.start(f"out={out}", rank=rank, world=2) for rank in range(2)]
+    until(lambda: len(list(out.glob("shards/*.claim"))) == 2 and shards(out))
+    zygote.kill(pids[1])
+    assert zygote.wait(pids[0]) == 0, zygote.logs()
+    assert finished(out, expected)
+
+
+def test_when_all_ranks_are_killed_the_same_command_continues(zygote, expected, tmp_path):
+    out = tmp_path / "out"
+    pids = [zygote.start(f"out={out}", rank=rank, world=2) for rank in range(2)]
+    until(lambda: len(shards(out)) >= 2)
+    for pid in pids:
+        zygote.kill(pid)
+    kept = {path: path.stat().st_mtime_ns for path in shards(out)}
+    assert kept
+    pid = zygote.start(f"out={out}", rank=0, world=1)
+    until(lambda: len(shards(out)) > len(kept) or (out / TARGET).exists())
+    assert all(path.stat().st_mtime_ns == kept[path] for path in shards(out) if path in kept)
+    assert zygote.wait(pid) == 0, zygote.logs()
+    assert finished(out, expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_warning_signal_finishes_the_batch_and_asks_for_a_requeue(zygote, expected, tmp_path, number):
+    out = tmp_path / "out"
+    pid = zygote.start(f"out={out}")
+    until(lambda: shards(out))
+    before = len(shards(out))
+    assert zygote.kill(pid, number) == REQUEUE
+    assert before <= len(shards(out)) <= before + 2
+    assert not list(out.glob("shards/*.claim"))
+    assert f"{number.name}: the shard in hand is written; the same command continues" in zygote.logs()
+    assert zygote.wait(zygote.start(f"out={out}")) == 0
+    assert finished(out, expected)
+
+
+def interrupted(zygote, out):
+    """A run that was stopped after its second shard."""
+    pid = zygote.start(f"out={out}")
+    until(lambda: len(shards(out)) >= 2)
+    zygote.kill(pid)
+    return shards(out)[0]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_shard_is_found_and_made_again(zygote, expected, tmp_path, damage):
+    out = tmp_path / "out"
+    shard = interrupted(zygote, out)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
+    assert "warning   shards/00000000.npz is damaged (" in zygote.logs()
+    assert finished(out, expected)
+
+
+def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
+    out = tmp_path / "out"
+    interrupted(zygote, out)
+    (out / "shards/.00000004.npz.host.123.part").write_bytes(b"half")
+    (out / f".{TARGET}.host.123.part").write_bytes(b"half")
+    (out / "shards/00000006.npz.claim").write_bytes(b"")
+    (out / "shards/00000006.npz.claim").unlink()
+    assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
+    assert (out / TARGET).read_bytes() == expected
+    assert not (out / "shards").exists()
+
+
+def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        pid = zygote.start(f"out={tmp_path / name}", f"seed={seed}")
+        until(lambda name=name: len(shards(tmp_path / name)) >= 2)
+        zygote.kill(pid)
+    foreign = (tmp_path / "two/shards/00000000.npz").read_bytes()
+    (tmp_path / "one/shards/00000000.npz").write_bytes(foreign)
+    assert zygote.wait(zygote.start(f"out={tmp_path / 'one'}")) == 1
+    assert "shards/00000000.npz is a shard of a run with other settings; remove it, or give another out" in zygote.logs()
+    assert (tmp_path / "one/shards/00000000.npz").read_bytes() == foreign
+
+
+def test_a_full_disk_is_said_and_space_continues_the_run(zygote, expected, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        assert zygote.wait(zygote.start(f"out={disk / 'out'}")) == 1
+        assert "No space left on device" in zygote.logs()
+        assert not (disk / "out" / TARGET).exists()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert zygote.wait(zygote.start(f"out={disk / 'out'}")) == 0, zygote.logs()
+        assert (disk / "out" / TARGET).read_bytes() == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_other_settings_at_the_same_time_are_refused(zygote, tmp_path):
+    out = tmp_path / "out"
+    pids = [zygote.start(f"out={out}", f"seed={seed}") for seed in (0, 1)]
+    codes = sorted(zygote.wait(pid) for pid in pids)
+    assert codes == [0, 1], zygote.logs()
+    assert "holds results of other settings; give another out, or remove it: seed (" in zygote.logs()
+
+
+def test_launchers_write_the_same_bytes(expected, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for launcher in (["torchrun", "--nproc_per_node=2"], ["mpiexec", "-n", "2", sys.executable]):
+        program = os.path.join(os.path.dirname(sys.executable), launcher[0])
+        out = tmp_path / launcher[0]
+        command = [program, *launcher[1:], str(ROOT / "scripts/sample.py"), *RUN, f"out={out}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "rank 0 of 2 on" in done.stdout
+        assert "rank 1 of 2 on" in done.stdout
+        assert finished(out, expected)
+
+
+def test_submitit_runs_every_point_with_several_tasks(expected, tmp_path):
+    """The launcher of SLURM's jobs, with its stand-in on this machine."""
+    command = [sys.executable, str(ROOT / "scripts/sample.py"), "-m", "hydra/launcher=submitit_local"]
+    points = ["hydra.launcher.tasks_per_node=2", f"out={tmp_path}/out/${{seed}}", "seed=0,1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *RUN, *points], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished(tmp_path / "out/0", expected)
+    assert (tmp_path / "out/1" / TARGET).read_bytes() != expected
+    logs = "".join(path.read_text() for path in tmp_path.glob("outputs/.multirun/.submitit/*/*.out"))
+    assert logs.count("rank 1 of 2 on") == 2
+
+
+class Hosts:
+    """Two hosts on this machine: network namespaces, joined by a pair of virtual cables."""
+
+    def __enter__(self):
+        commands = [
+            "ip netns add sag1", "ip netns add sag2", "ip link add sag1 netns sag1 type veth peer name sag2 netns sag2",
+            *(f"ip -n sag{n} addr add 10.99.0.{n}/24 dev sag{n}" for n in (1, 2)),
+            *(f"ip -n sag{n} link set {device} up" for n in (1, 2) for device in (f"sag{n}", "lo")),
+        ]  # fmt: skip
+        self.processes = []
+        for command in commands:
+            subprocess.run(command.split(), check=True)
+        return self
+
+    def __exit__(self, *error):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for n in (1, 2):
+            subprocess.run(["ip", "netns", "del", f"sag{n}"], check=True)
+
+    def start(self, n, log, *arguments):
+        program = os.path.join(os.path.dirname(sys.executable), "torchrun")
+        master = ["--nnodes=2", f"--node_rank={n - 1}", "--nproc_per_node=1", "--master_addr=10.99.0.1", "--master_port=29511"]
+        command = ["ip", "netns", "exec", f"sag{n}", program, *master, str(ROOT / "scripts/sample.py"), *RUN, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with open(log, "w") as file:
+            self.processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
+        return self.processes[-1]
+
+
+@pytest.mark.slow
+def test_two_hosts_write_the_same_bytes(expected, tmp_path):
+    with Hosts() as hosts:
+        pair = [hosts.start(n, tmp_path / f"log{n}", f"out={tmp_path / 'out'}") for n in (1, 2)]
+        assert [process.wait(300) for process in pair] == [0, 0], (tmp_path / "log1").read_text()
+    assert finished(tmp_path / "out", expected)
+    for n in (1, 2):
+        assert f"rank {n - 1} of 2 on" in (tmp_path / f"log{n}").read_text()
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off_harms_nothing(zygote, expected, tmp_path):
+    out = tmp_path / "out"
+    with Hosts() as hosts:
+        for n in (1, 2):
+            hosts.start(n, tmp_path / f"log{n}", f"out={out}")
+        until(lambda: shards(out) or (out / TARGET).exists(), 300)
+        subprocess.run(["ip", "-n", "sag2", "link", "set", "sag2", "down"], check=True)
+        until((out / TARGET).exists, 300)
+    assert finished(out, expected)
+
+
+@pytest.mark.slow
+def test_soak_of_100_random_kills(zygote, tmp_path, capsys):
+    """Three processes at a time, one of them killed at a random moment, and replaced; then the bytes are compared."""
+    random.seed(0)
+    run = ["num_samples=400"]
+    assert zygote.wait(zygote.start(f"out={tmp_path / 'whole'}", *run)) == 0
+    out, target, kills, rounds = tmp_path / "out", "samples_400x32x32x3.npz", 0, 0
+    expected = (tmp_path / "whole" / target).read_bytes()
+    while kills < 100:
+        rounds += 1
+        pids = [zygote.start(f"out={out}", *run, rank=rank, world=3) for rank in range(3)]
+        while kills < 100 and not (out / target).exists():
+            time.sleep(random.expovariate(2.0))
+            victim = random.randrange(3)
+            kills += zygote.kill(pids[victim]) == -signal.SIGKILL
+            pids[victim] = zygote.start(f"out={out}", *run, rank=victim, world=3)
+        codes = [zygote.wait(pid) for pid in pids]
+        assert codes == [0, 0, 0], zygote.logs()[-3000:]
+        assert (out / target).read_bytes() == expected
+        assert not (out / "shards").exists()
+        for path in out.iterdir():
+            path.unlink()
+    with capsys.disabled():
+        print(f"\nsoak: {kills} processes killed in {rounds} runs, every one of them equal to the byte")
