@@ -4,11 +4,13 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+import status
 from helpers import ROOT
 
 RUN = ["num_samples=12", "batch_size=2", "sampler.steps=3", "device=cpu"]
@@ -174,6 +176,28 @@ def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
     assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
     assert (out / TARGET).read_bytes() == expected
     assert not (out / "shards").exists()
+
+
+def test_the_status_of_a_run(zygote, run_script, tmp_path):
+    def told(out):
+        return run_script(status.main, "status", status.StatusConfig, f"out={out}")
+
+    out = tmp_path / "out"
+    interrupted(zygote, out)
+    done = len(shards(out))
+    lines = told(out).splitlines()
+    assert lines[0] == f"done      {2 * done} of 12 samples, {done} of 6 shards"
+    assert lines[1] == f"host      {socket.gethostname()}: {2 * done} samples"
+    assert lines[2].startswith("speed     ")
+    assert " left" in lines[2]
+    if done < 6:
+        assert lines[-1] == f"missing   samples {2 * done}-11"
+    assert zygote.wait(zygote.start(f"out={out}")) == 0
+    assert told(out) == f"finished  {out}/{TARGET}\n"
+    with pytest.raises(SystemExit, match=r"holds no config\.yaml; give the folder of a run of scripts/sample\.py as out="):
+        told(tmp_path / "nowhere")
+    assert [status.ranges([]), status.ranges([0, 1, 2, 5, 7, 8])] == ["", "0-2, 5, 7-8"]
+    assert [status.duration(7384), status.duration(95)] == ["2 h 03 min", "1 min 35 s"]
 
 
 def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
