@@ -49,14 +49,6 @@ class Process:
         return self.rank == 0
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """A claim of another process as this one saw it: its content, and when (by this one's own clock) it last changed."""
-
-    content: bytes
-    since: float
-
-
 def meet_by_mpi() -> None:
     """Set MASTER_ADDR and MASTER_PORT, which torch.distributed reads, to a free port of the first process's host.
 
@@ -72,6 +64,14 @@ def meet_by_mpi() -> None:
             probe.bind(("", 0))
             found = socket.gethostname(), str(probe.getsockname()[1])
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = MPI.COMM_WORLD.bcast(found)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A claim of another process as this one saw it: its content, and when (by this one's own clock) it last changed."""
+
+    content: bytes
+    since: float
 
 
 class Claims:
