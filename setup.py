@@ -28,7 +28,16 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "mypy", "types-tqdm", "scipy-stubs", "mpich", "hydra-submitit-launcher"],
+        "test": [
+            "pytest",
+            "ruff",
+            "mypy",
+            "types-tqdm",
+            "scipy-stubs",
+            "mpich",
+            "hydra-submitit-launcher",
+            "gcp-storage-emulator",
+        ],
         "mpi": ["mpich"],
         "slurm": ["hydra-submitit-launcher"],
     },

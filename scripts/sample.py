@@ -167,8 +167,8 @@ def describe(job: "Job", out: storage.Folder) -> None:
     print(f"samples   {len(job.indices)}, seed {cfg.seed}, in batches of {cfg.batch_size}, to {out}", flush=True)
 
 
-def record(job: "Job", made: Sequence[Mapping[str, Any]], packing: float) -> dict[str, Any]:
-    """What a reader of the samples wants to know of how they came about; made: what the shards say; packing: seconds."""
+def record(job: "Job", made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a reader of the samples wants to know of how they came about; made: what the shards say."""
     return {
         "seed": job.cfg.seed,
         "indices": job.indices,
@@ -178,7 +178,6 @@ def record(job: "Job", made: Sequence[Mapping[str, Any]], packing: float) -> dic
         "processes": len({(shard["host"], shard["pid"], shard["started"]) for shard in made}),
         "seconds": round(sum(shard["seconds"] for shard in made), 3),  # of all processes together, without loading and packing
         "wall_seconds": round(max(s["time"] for s in made) - min(s["time"] - s["seconds"] for s in made), 3),
-        "packing_seconds": round(packing, 3),
     }
 
 
@@ -274,7 +273,7 @@ def make(job: Job, rows: slice, watch: Callable[[float], None]) -> torch.Tensor:
     return step.x
 
 
-def check_shards(job: Job, out: storage.Folder) -> None:
+def remove_damaged(job: Job, out: storage.Folder) -> None:
     """Remove the shards that are damaged, so that they are made again.
 
     Raises:
@@ -324,28 +323,34 @@ def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
 
 
 def finish(job: Job, out: storage.Folder, process: Process) -> None:
-    """Let one process pack the shards into the target, and write the picture and the record; the shards go last.
+    """Let one process check the shards, write the picture and the record, and pack the target; with it the run is done.
 
-    If one of them turns out to be damaged it is removed, and nothing is packed.
+    If a shard turns out to be damaged it is removed, and nothing is packed.
     """
     claims, settings = Claims(out, "", process), identity(job.cfg)
     for _ in claims.take([job.target], finished=lambda: not set(job.shards) <= out.names(SHARDS)):
         names = [f"{SHARDS}/{name}" for name in job.shards]
         try:
+            contents = storage.check_shards(out, names, job.indices, fingerprint(settings), claims.beat)
             shown: list[storage.Images] = []
             for name in names[: -(-GRID // job.cfg.batch_size)]:
                 shown += list(storage.read_shard(out, name).images[: GRID - len(shown)])
             with out.writer("grid.png") as file:
                 Image.fromarray(picture(np.stack(shown))).save(file, "PNG")
-            begin = time.monotonic()
-            made = storage.pack(out, names, job.indices, fingerprint(settings), job.target, claims.beat)
+            out.write("record.json", to_json(record(job, contents.made)))
+            storage.pack(out, names, contents, job.target, claims.beat)
         except storage.DamagedShard as error:
             print(f"warning   {error}; it is made again", flush=True)
             out.remove(error.name)
             return
-        out.write("record.json", to_json(record(job, made, time.monotonic() - begin)))
-        out.remove_folder(SHARDS)
+        tidy(out)
         print(f"wrote     {out}/{job.target}, grid.png, config.yaml and record.json", flush=True)
+
+
+def tidy(out: storage.Folder) -> None:
+    """Remove what only an unfinished run needs."""
+    out.remove_folder(SHARDS)
+    out.remove_leftovers()
 
 
 def picture(images: storage.Images) -> storage.Images:
@@ -364,10 +369,11 @@ def main(cfg: DictConfig) -> None:
     device = f"{job.device} ({device_name(job.device)})"
     print(f"process   rank {process.rank} of {process.world} on {socket.gethostname()}, {device}", flush=True)
     if job.target in out.names():
+        tidy(out)
         print(f"done      {out}/{job.target} is there already, with these settings")
         return
     if process.main:
-        check_shards(job, out)
+        remove_damaged(job, out)
     with Stop() as stop:
         while job.target not in out.names():
             work(job, out, process, stop)

@@ -1,10 +1,17 @@
-"""Puts the helpers and the scripts on the path, and keeps tests off the user's cache."""
+"""Puts the helpers and the scripts on the path, keeps tests off the user's cache, and starts a local blob store."""
 
+import functools
+import json
 import sys
 from pathlib import Path
 
+import blobfile
 import pytest
+import urllib3
+from gcp_storage_emulator.server import create_server
 from hydra.core.global_hydra import GlobalHydra
+
+from sag.storage import folders
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -28,3 +35,46 @@ def run_script(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture(scope="session")
+def blob_server():
+    """The address of a local server that speaks Google's protocol to blobfile, with one bucket."""
+    started = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    started.start()
+    host, port = started._api._httpd.server_address
+    yield f"http://{host}:{port}"
+    started.stop()
+
+
+class Redirected(urllib3.PoolManager):
+    """Asks the local server in place of Google's; where it answers otherwise than Google documents, the answer is mended."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server, self.failures = server, 0
+
+    def request(self, method, url, **arguments):
+        if self.failures:
+            self.failures -= 1
+            raise urllib3.exceptions.ConnectTimeoutError
+        answer = super().request(method, url.replace("https://storage.googleapis.com", self.server), **arguments)
+        if method == "DELETE" and answer.status == 200:
+            answer.status = 204
+        if method == "GET" and "/o?" in url:  # a listing: without the keys that have nothing
+            found = {key: value for key, value in answer.json().items() if value}
+            answer = urllib3.HTTPResponse(json.dumps(found).encode(), answer.headers, answer.status)
+        return answer
+
+
+@pytest.fixture
+def bucket(blob_server, monkeypatch, tmp_path):
+    """A folder on the server; `failures` of its `pool` is how many requests fail next."""
+    pool = Redirected(blob_server)
+    monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
+    monkeypatch.setattr(
+        folders.blobfile, "create_context", functools.partial(blobfile.create_context, get_http_pool=lambda: pool)
+    )
+    folder = folders.open_folder(f"gs://bucket/{tmp_path.name}/")
+    folder.pool = pool
+    return folder

@@ -4,8 +4,10 @@ from sag.storage.files import atomic
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.images import ArrayImages, FolderImages, Images, ImageSource, NpzImages, SelectedImages, open_images
 from sag.storage.shards import (
+    Contents,
     DamagedShard,
     Shard,
+    check_shards,
     grid,
     pack,
     quantise,
@@ -18,6 +20,7 @@ from sag.storage.shards import (
 __all__ = [
     "ArrayImages",
     "BlobFolder",
+    "Contents",
     "DamagedShard",
     "Folder",
     "FolderImages",
@@ -28,6 +31,7 @@ __all__ = [
     "SelectedImages",
     "Shard",
     "atomic",
+    "check_shards",
     "grid",
     "open_folder",
     "open_images",

@@ -1,6 +1,7 @@
 """The folder of a run: on a disk, or on a blob store that blobfile speaks to (gs://, az://)."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -46,6 +47,9 @@ class Folder(ABC):
     def remove_folder(self, within: str) -> None:
         """Remove a folder within and all that is in it, if it is there."""
 
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished files of killed writers; only while nobody writes."""
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file, replacing what is there."""
         with self.writer(name) as file:
@@ -56,7 +60,7 @@ class LocalFolder(Folder):
     """A folder on a disk, shared or not; made when the first file is written.
 
     Raises:
-        ValueError: the path is a file.
+        ValueError: the path is a file; or, when it is written to, cannot be.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,21 +82,29 @@ class LocalFolder(Folder):
         """See `Folder.read`."""
         return (self.path / name).read_bytes()
 
+    def _place(self, name: str) -> Path:
+        path = self.path / name
+        try:
+            with contextlib.suppress(FileNotFoundError):  # another process removed an empty folder just now: once more
+                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise ValueError(f"out={self.path} cannot be written ({error.strerror}); give another folder") from error
+        return path
+
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
         """See `Folder.writer`."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
+        with atomic(self._place(name)) as file:
             yield file
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder.create`."""
-        path = self.path / name
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(path, "xb") as file:
+                with atomic(self._place(name), replace=False) as file:
                     file.write(content)
                 return True
             except FileExistsError:
@@ -113,6 +125,11 @@ class LocalFolder(Folder):
         """See `Folder.remove_folder`."""
         shutil.rmtree(self.path / within, ignore_errors=True)
 
+    def remove_leftovers(self) -> None:
+        """See `Folder.remove_leftovers`."""
+        for path in self.path.glob(".*.part"):
+            path.unlink(missing_ok=True)
+
 
 class BlobFolder(Folder):
     """A folder on a blob store; blobfile finds the credentials, and tries again where a request fails."""
@@ -130,7 +147,7 @@ class BlobFolder(Folder):
     def names(self, within: str = "") -> set[str]:
         """See `Folder.names`."""
         try:
-            return {name for name in self._blobs.listdir(self._at(within)) if not name.endswith("/")}
+            return {entry.name for entry in self._blobs.scandir(self._at(within)) if entry.is_file}
         except FileNotFoundError:
             return set()
 

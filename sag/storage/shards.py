@@ -92,17 +92,22 @@ def read_shard(folder: Folder, name: str) -> Shard:
     return shard
 
 
-def pack(
-    folder: Folder,
-    names: Sequence[str],
-    indices: Sequence[int],
-    settings: str,
-    target: str,
-    beat: Callable[[], None] = lambda: None,
-) -> list[Mapping[str, Any]]:
-    """Join shards, in the given order, into the file `target`: arr_0 (images) and, where they have labels, arr_1.
+@dataclass(frozen=True)
+class Contents:
+    """What shards hold together: `count` images of `shape` (H, W, C), labels (count,) or None, and how each was made."""
 
-    One shard is in memory at a time. beat: called after each. Returns what the shards say of how they were made.
+    count: int
+    shape: tuple[int, ...]
+    labels: NDArray[np.int64] | None
+    made: Sequence[Mapping[str, Any]]
+
+
+def check_shards(
+    folder: Folder, names: Sequence[str], indices: Sequence[int], settings: str, beat: Callable[[], None] = lambda: None
+) -> Contents:
+    """Read shards, one at a time, and see that together, in the given order, they hold the samples `indices`.
+
+    beat: called before each.
 
     Raises:
         DamagedShard: a shard that must be made again.
@@ -128,15 +133,24 @@ def pack(
         made.append(shard.made)
         if shard.labels is not None:
             labels.append(shard.labels)
-        height_width_channels = shard.images.shape[1:]
     if found != list(indices):
         raise ValueError(f"the shards in {folder} do not hold the samples asked for; remove its folder shards and run again")
+    return Contents(len(found), shard.images.shape[1:], np.concatenate(labels) if labels else None, made)
+
+
+def pack(
+    folder: Folder, names: Sequence[str], contents: Contents, target: str, beat: Callable[[], None] = lambda: None
+) -> None:
+    """Join shards that are checked, one at a time, into the file `target`: arr_0 (images) and, with labels, arr_1.
+
+    Raises:
+        DamagedShard: a shard was damaged since.
+    """
     with folder.writer(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         parts = _images(folder, names, beat)
-        stream_array(archive, "arr_0", (len(found), *height_width_channels), np.dtype(np.uint8), parts)
-        if labels:
-            stream_array(archive, "arr_1", (len(found),), np.dtype(np.int64), labels)
-    return made
+        stream_array(archive, "arr_0", (contents.count, *contents.shape), np.dtype(np.uint8), parts)
+        if contents.labels is not None:
+            stream_array(archive, "arr_1", contents.labels.shape, np.dtype(np.int64), [contents.labels])
 
 
 def _images(folder: Folder, names: Sequence[str], beat: Callable[[], None]) -> Iterator[Images]:

@@ -32,11 +32,12 @@ class Zygote:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, *arguments, rank=0, world=1, **environment):
+    def start(self, *arguments, rank=0, world=1, die_writing=None, **environment):
         self.count += 1
         ranks = {"RANK": str(rank), "WORLD_SIZE": str(world)}
         log = str(self.folder / f"log{self.count}")
-        return self.ask({"arguments": [*RUN, *arguments], "environment": {**ranks, **environment}, "log": log})
+        environment = {**ranks, **environment}
+        return self.ask({"arguments": [*RUN, *arguments], "environment": environment, "log": log, "die_writing": die_writing})
 
     def wait(self, pid):
         return self.ask(pid)
@@ -146,6 +147,21 @@ def test_a_warning_signal_finishes_the_batch_and_asks_for_a_requeue(zygote, expe
     assert finished(out, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "writes"),
+    [("00000004.npz", 1), (TARGET, 2), (TARGET, 5), (TARGET, 9), ("grid.png", 2), ("record.json", 1), ("config.yaml", 1)],
+)
+def test_a_kill_in_the_middle_of_writing_a_file_leaves_nothing_half(zygote, expected, tmp_path, name, writes):
+    out = tmp_path / "out"
+    assert zygote.wait(zygote.start(f"out={out}", die_writing=[name, writes])) == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in shards(out)}
+    assert len(kept) == {"00000004.npz": 2, "config.yaml": 0}.get(name, 6)
+    assert list(out.rglob(f".{name}.*.part"))
+    assert not (out / name).exists()
+    assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
+    assert finished(out, expected)
+
+
 def interrupted(zygote, out):
     """A run that was stopped after its second shard."""
     pid = zygote.start(f"out={out}")
@@ -174,8 +190,7 @@ def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
     (out / "shards/00000006.npz.claim").write_bytes(b"")
     (out / "shards/00000006.npz.claim").unlink()
     assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
-    assert (out / TARGET).read_bytes() == expected
-    assert not (out / "shards").exists()
+    assert finished(out, expected)
 
 
 def test_the_status_of_a_run(zygote, run_script, tmp_path):

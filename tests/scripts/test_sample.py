@@ -115,6 +115,23 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
     assert "is there already" in script(*QUICK, f"out={tmp_path / 'killed'}")
 
 
+def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucket, tmp_path, monkeypatch):
+    script(*QUICK, f"out={tmp_path / 'local'}")
+    with monkeypatch.context() as killed:
+        killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            script(*QUICK, f"out={bucket}")
+    assert bucket.names("shards") == {"00000000.npz", "00000002.npz"}
+    printed = script(*QUICK, f"out={bucket}")
+    local = only(tmp_path / "local", "*.npz")
+    assert f"wrote     {bucket}/{local.name}, " in printed
+    assert bucket.names() == {local.name, "grid.png", "config.yaml", "record.json"}
+    assert bucket.read(local.name) == local.read_bytes()
+    assert bucket.names("shards") == set()
+    with pytest.raises(SystemExit, match=r"seed \(0 there, 1 here\)"):
+        script(*QUICK, f"out={bucket}", "seed=1")
+
+
 def test_other_settings_are_refused_and_named(script, tmp_path):
     script(*QUICK, f"out={tmp_path / 'out'}")
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}

@@ -1,51 +1,13 @@
-"""Folders of runs, on a disk and on a blob store (a stand-in for the part of blobfile that is used)."""
-
-import contextlib
-import io
+"""Folders of runs, on a disk and on a blob store."""
 
 import pytest
 
-from sag.storage import BlobFolder, LocalFolder, folders, open_folder
-
-
-class Blobs:
-    """What blobfile's context does with addresses, in a dictionary."""
-
-    def __init__(self):
-        self.files = {}
-
-    def listdir(self, url):
-        found = [name.removeprefix(f"{url}/") for name in self.files if name.startswith(f"{url}/")]
-        if not found:
-            raise FileNotFoundError(url)
-        return iter({name if "/" not in name else name.split("/")[0] + "/" for name in found})
-
-    def exists(self, url):
-        return url in self.files
-
-    def remove(self, url):
-        if self.files.pop(url, None) is None:
-            raise FileNotFoundError(url)
-
-    @contextlib.contextmanager
-    def BlobFile(self, url, mode):
-        if mode == "rb":
-            if url not in self.files:
-                raise FileNotFoundError(url)
-            yield io.BytesIO(self.files[url])
-        else:
-            buffer = io.BytesIO()
-            yield buffer
-            self.files[url] = buffer.getvalue()
+from sag.storage import BlobFolder, LocalFolder, open_folder
 
 
 @pytest.fixture(params=["disk", "blobs"])
-def folder(request, tmp_path, monkeypatch):
-    if request.param == "disk":
-        return open_folder(str(tmp_path / "run"))
-    blobs = Blobs()
-    monkeypatch.setattr(folders.blobfile, "create_context", lambda **options: blobs)
-    return open_folder("gs://bucket/run/")
+def folder(request, tmp_path):
+    return open_folder(str(tmp_path / "run")) if request.param == "disk" else request.getfixturevalue("bucket")
 
 
 def test_files_are_written_read_listed_and_removed(folder):
@@ -82,6 +44,13 @@ def test_a_file_that_is_not_finished_is_not_there(folder):
     assert folder.names() == {"a"}
 
 
+def test_a_request_that_fails_is_made_again(bucket):
+    bucket.write("a", b"1")
+    bucket.pool.failures = 2
+    assert bucket.read("a") == b"1"
+    assert bucket.pool.failures == 0
+
+
 def test_places(tmp_path):
     assert isinstance(open_folder("az://account/container/run"), BlobFolder)
     assert str(open_folder("gs://bucket/run/")) == "gs://bucket/run"
@@ -91,3 +60,12 @@ def test_places(tmp_path):
         open_folder(str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"out=s3://bucket is neither a path nor a gs:// or az:// address"):
         open_folder("s3://bucket")
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("/proc/run", tmp_path / "file/run"):
+        folder = open_folder(str(place))
+        for write in (folder.write, folder.create):
+            with pytest.raises(ValueError, match=rf"out={place} cannot be written \(.*\); give another folder"):
+                write("shards/a", b"1")

@@ -1,5 +1,7 @@
 """Samples on disk: ADM's quantisation, atomic writing and packing by streaming."""
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -43,8 +45,9 @@ def written(folder, *shards):
 def test_packed_shards_are_what_numpy_reads(folder):
     names = written(folder, shard(4), shard(4, 4), shard(2, 8))
     beats = []
-    made = storage.pack(folder, names, range(10), "s", "samples.npz", lambda: beats.append(1))
-    assert made == [{"host": "here"}] * 3
+    contents = storage.check_shards(folder, names, range(10), "s", lambda: beats.append(1))
+    storage.pack(folder, names, contents, "samples.npz", lambda: beats.append(1))
+    assert contents.made == [{"host": "here"}] * 3
     assert len(beats) == 6
     with np.load(folder.path / "samples.npz", allow_pickle=False) as packed:
         assert list(packed) == ["arr_0", "arr_1"]
@@ -57,9 +60,9 @@ def test_packed_shards_are_what_numpy_reads(folder):
 
 def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder):
     names = written(folder, shard(3, labels=False))
-    storage.pack(folder, names, range(3), "s", "a.npz")
+    storage.pack(folder, names, storage.check_shards(folder, names, range(3), "s"), "a.npz")
     written(folder, shard(3, labels=False, made={"host": "elsewhere", "seconds": 3}))
-    storage.pack(folder, names, range(3), "s", "b.npz")
+    storage.pack(folder, names, storage.check_shards(folder, names, range(3), "s"), "b.npz")
     assert folder.read("a.npz") == folder.read("b.npz")
     assert storage.read_samples(folder.path / "a.npz")[1] is None
 
@@ -76,8 +79,7 @@ def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder
 def test_what_does_not_fit_is_not_packed(folder, shards, message):
     names = written(folder, *shards)
     with pytest.raises(ValueError, match=message):
-        storage.pack(folder, names, range(4), "s", "samples.npz")
-    assert folder.names() == set()
+        storage.check_shards(folder, names, range(4), "s")
 
 
 def test_every_changed_byte_and_every_cut_is_found(folder):
@@ -122,3 +124,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_the_grid_tiles_row_by_row():
     tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 2, 1), np.uint8)
     assert storage.grid(tiles)[::2, ::2, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+
+
+@pytest.mark.parametrize("error", [None, errno.EPERM])
+def test_a_file_is_created_once_also_without_hard_links(folder, monkeypatch, error):
+    if error:
+
+        def no_links(source, path):
+            raise OSError(error, "not permitted")
+
+        monkeypatch.setattr(os, "link", no_links)
+    assert [folder.create("file", content) for content in (b"1", b"2")] == [True, False]
+    assert folder.read("file") == b"1"
+    assert [path.name for path in folder.path.iterdir()] == ["file"]
