@@ -1,6 +1,8 @@
 """Train a diffusion model or a noisy-image classifier: python scripts/train.py data=... out=run; again to continue."""
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sag.noise import SampleNoise
 from sag.storage import ImageSource
 from sag.training import Objective, Settings, Trainer
 
+MEETING = timedelta(minutes=10)  # how long processes wait for each other
 GRID = 64
 
 
@@ -82,10 +85,23 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
 
 
 def join(process: Process, device: torch.device) -> None:
-    """Meet the other processes; under mpiexec, MPI tells all of them where."""
-    if process.world > 1:
-        meet_by_mpi()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=process.rank, world_size=process.world)
+    """Meet the other processes; under mpiexec, MPI tells all of them where.
+
+    Raises:
+        ValueError: they did not come within `MEETING`.
+    """
+    if process.world == 1:
+        return
+    meet_by_mpi()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, rank=process.rank, world_size=process.world, timeout=MEETING)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"the {process.world} processes did not meet at MASTER_ADDR:MASTER_PORT = {where} within {MEETING}; all hosts must "
+            "reach it, and be started with the same number of processes"
+        ) from error
 
 
 def main(cfg: DictConfig) -> None:
