@@ -42,7 +42,9 @@ class DiffusionLoss(Objective):
     """L_simple, and with a learned variance L_simple + 0.001 L_vlb, whose mean is not trained (arXiv:2102.09672, Eq. 16).
 
     num_classes: of the network, None for an unconditional one. null_label: the one of them that stands for "no class";
-    label_dropout: how often it replaces the label (arXiv:2207.12598).
+    label_dropout: how often it replaces the label (arXiv:2207.12598). snr_range: None for L_simple; (low, high) weighs the
+    squared error of x_0 by the signal-to-noise ratio alpha_bar / (1 - alpha_bar), at least low (arXiv:2202.00512, section 4)
+    and at most high (arXiv:2303.09556, section 3.4).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class DiffusionLoss(Objective):
         num_classes: int | None = None,
         null_label: int | None = None,
         label_dropout: float = 0.0,
+        snr_range: tuple[float, float] | None = None,
     ) -> None:
         if label_dropout and null_label is None:
             raise ValueError("label_dropout needs a network with a null class: set null_label and one more class")
@@ -62,6 +65,11 @@ class DiffusionLoss(Objective):
             label_dropout,
         )
         self.timesteps = timesteps or Uniform(len(diffusion.schedule))
+        self._mse_weight = np.ones(len(diffusion.schedule))
+        if snr_range is not None:
+            snr = diffusion.schedule.alpha_bar / (1 - diffusion.schedule.alpha_bar)
+            of_x0 = snr.clip(*snr_range)
+            self._mse_weight = of_x0 if diffusion.prediction == "x_0" else of_x0 / snr
 
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See `Objective`; reports mse and, with a learned variance, vlb (bits per dimension)."""
@@ -79,7 +87,7 @@ class DiffusionLoss(Objective):
         prediction, v = output.chunk(2, 1) if d.variance == "learned_range" else (output, None)
         target = eps if d.prediction == "eps" else x_0
         parts = {"mse": (prediction - target).square().flatten(1).mean(1)}
-        losses = parts["mse"]
+        losses = torch.from_numpy(self._mse_weight).to(x_0.device, torch.float32)[t] * parts["mse"]
         if v is not None:
             predicted = prediction if d.prediction == "x_0" else d.x0_from_eps(x_t, t, prediction)
             parts["vlb"] = variational_bound(d, x_0, x_t, t, predicted.detach(), d.learned_log_variance(v, t))
