@@ -8,13 +8,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from common import run
 from hydra.core.config_store import ConfigStore
+from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig
 from rows import COLUMNS, run_row
 
 from sag import storage
+
+matplotlib.use("agg")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class StudyConfig:
 ConfigStore.instance().store("study_schema", StudyConfig)
 
 Result = dict[str, str]
+BASE = "no guidance"  # the row that the others are compared with in the plots
 KEYS = ["part", "row", "seed", "num_samples", "settings"]
 
 
@@ -86,11 +91,39 @@ def cell(values: Sequence[float]) -> str:
     """A mean, and the standard deviation of one seed where there are several."""
     if not values:
         return "-"
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+
+
+def draw(results: Sequence[Mapping[str, str]], part: str, path: Path) -> None:
+    """A panel for each metric, a point for each row with the standard deviation of one seed; dashed: `BASE` with its own."""
+    own = [result for result in results if result["part"] == part]
+    rows = list(dict.fromkeys(result["row"] for result in own))
+    counts = {result["num_samples"] for result in own}
+    base = [result for result in results if result["row"] == BASE and result["num_samples"] in counts]
+    figure = Figure(figsize=(2.2 * len(COLUMNS), 0.3 * len(rows) + 1.2))
+    for axes, (metric, title) in zip(figure.subplots(1, len(COLUMNS), sharey=True), COLUMNS.items(), strict=True):
+        for place, row in enumerate(rows):
+            mean, spread = mean_and_spread([float(result[metric]) for result in own if result["row"] == row])
+            axes.errorbar(mean, place, xerr=spread, fmt="o", color="C0", capsize=3)
+        if base:
+            mean, spread = mean_and_spread([float(result[metric]) for result in base])
+            axes.axvline(mean, color="gray", linestyle="--", linewidth=1)
+            axes.axvspan(mean - spread, mean + spread, color="gray", alpha=0.2, linewidth=0)
+        axes.set_title(title)
+        axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    with storage.atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """A mean, and the standard deviation of one seed, 0 where there is only one."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def main(cfg: DictConfig) -> None:
-    """Sample and score what is not in results.csv yet, a line each, and print the table."""
+    """Sample and score what is not in results.csv yet, a line each; then write the table and a plot of each part."""
     out = Path(cfg.out)
     results = read_results(out / "results.csv")
     for part, row, seed, overrides in plan(cfg):
@@ -109,7 +142,9 @@ def main(cfg: DictConfig) -> None:
     text = table(results)
     with storage.atomic(out / "table.md") as file:
         file.write(text.encode())
-    print(f"\n{text}\nwrote {out / 'results.csv'} and table.md")
+    for part in dict.fromkeys(result["part"] for result in results):
+        draw(results, part, out / f"{part}.png")
+    print(f"\n{text}\nwrote {out / 'results.csv'}, table.md and a plot of each part")
 
 
 if __name__ == "__main__":

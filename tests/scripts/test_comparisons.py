@@ -61,6 +61,7 @@ def test_the_study_records_every_row_and_seed_once_and_continues(run_script, tmp
     assert not list(out.glob("rows/*/*.npz"))
     fids = [float(r["fid"]) for r in results if r["row"] == "SAG"]
     assert f"| SAG | 2 | {np.mean(fids):.3f} ± {np.std(fids, ddof=1):.3f} |" in (out / "table.md").read_text()
+    assert Image.open(out / "main.png").size[0] > 500
     with pytest.raises(SystemExit, match="unknown part 'scales'; expected all or one of baseline, main, scale"):
         run_script(study.main, "study", study.StudyConfig, *arguments[:-1], "part=scales")
 
