@@ -26,6 +26,7 @@ setup(
         "safetensors",
         "pillow",
         "matplotlib",
+        "filelock",
     ],
     extras_require={
         "test": [

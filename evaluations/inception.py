@@ -47,7 +47,7 @@ class Inception(Extractor):
             name = "inception-random"
             self.notes = ("the Inception network has random weights: compare these scores only with each other",)
         else:
-            state, digest = _read(_locate(weights), sha256)
+            state, digest = _read(inception_weights(weights), sha256)
             try:
                 self.load_state_dict(state, assign=True)
             except RuntimeError as error:
@@ -103,13 +103,19 @@ def _fill_randomly(network: nn.Module) -> None:
             next((f for end, f in fill.items() if name.endswith(end)), nn.init.zeros_)(value)
 
 
-def _locate(weights: str | None) -> Path:
+def inception_weights(weights: str | None, *, download: bool = True) -> Path:
+    """The file of the weights: `weights`, or torch-fidelity's in torch hub's cache, downloaded if it is not there.
+
+    Raises:
+        FileNotFoundError: no file `weights`.
+        OSError: a download that failed.
+    """
     if weights is not None:
         if not Path(weights).is_file():
             raise FileNotFoundError(f"no Inception weights at {weights!r}")
         return Path(weights)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if not path.exists():
+    if download and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256, progress=True)

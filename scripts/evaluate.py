@@ -24,7 +24,7 @@ from evaluations.scoring import Scores, Settings, score, table
 from evaluations.self_check import self_check
 from sag import storage
 from sag.distributed import Process
-from sag.models.checkpoints import cache_folder, fetch
+from sag.storage import cache_folder, fetch
 
 
 @dataclass

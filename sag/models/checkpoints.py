@@ -1,24 +1,17 @@
 """Weights: found on disk, bundled with the package, or downloaded once; never unpickled beyond plain tensors."""
 
-import contextlib
-import os
 import pickle
-import shutil
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import urlsplit
 
-import blobfile
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sag.models.classifier import Classifier
 from sag.models.unet import UNet
+from sag.storage import fetch
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 
@@ -31,12 +24,6 @@ class CheckpointMismatch(ValueError):
         self.shapes = shapes
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $SAG_CACHE, or "sag" in $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SAG_CACHE") or Path(base) / "sag")
-
-
 def load_checkpoint(source: str) -> dict[str, Tensor]:
     """Read a state dict, on the CPU, in the dtype it was stored in.
 
@@ -45,7 +32,7 @@ def load_checkpoint(source: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: a download that failed; nothing is left behind.
+        OSError: a download that failed.
         ValueError: a damaged file, an optimizer's file, or anything but names and tensors.
     """
     path = _locate(source)
@@ -98,50 +85,6 @@ def load_network(network: UNet | Classifier, source: str) -> None:
     load_weights(network, source)
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)
-
-
-def fetch(url: str) -> Path:
-    """Download a remote file into the cache, or find it there; returns its path.
-
-    It is written under a temporary name, compared with the size that the server states, and then renamed.
-
-    Raises:
-        OSError: no connection, a refusal, or fewer bytes than stated.
-    """
-    parts = urlsplit(url)
-    target = cache_folder() / parts.netloc / parts.path.lstrip("/")
-    if target.exists():
-        return target
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _remote(url) as (source, size), open(temporary, "wb") as file:
-            with tqdm.wrapattr(source, "read", total=size, desc=f"downloading {target.name}") as watched:
-                shutil.copyfileobj(watched, file, 1 << 20)
-            if size is not None and file.tell() != size:
-                raise OSError(f"the connection closed after {file.tell()} of {size} bytes")
-        os.replace(temporary, target)
-    except (OSError, blobfile.Error) as error:
-        raise OSError(
-            f"could not download {url}: {_first_line(error)[:200]}; "
-            "where there is no network, copy the file there and give its path as the checkpoint"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
-@contextlib.contextmanager
-def _remote(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
-    if url.startswith(("http://", "https://")):  # public files need no credentials, which blobfile would look for
-        with urllib.request.urlopen(url, timeout=60) as response:
-            length = response.headers.get("Content-Length")
-            yield response, None if length is None else int(length)
-    else:
-        context = blobfile.create_context(retry_limit=5, connect_timeout=10, log_callback=lambda message: None)
-        size = context.stat(url).size
-        with context.BlobFile(url, "rb") as file:
-            yield file, size
 
 
 def _locate(source: str) -> Path:

@@ -1,5 +1,6 @@
 """Images on disk: shards written atomically and packed into ADM's npz, and image collections read by streaming."""
 
+from sag.storage.downloads import cache_folder, cached, fetch, remote_size
 from sag.storage.files import atomic
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.images import ArrayImages, FolderImages, Images, ImageSource, NpzImages, SelectedImages, open_images
@@ -31,7 +32,10 @@ __all__ = [
     "SelectedImages",
     "Shard",
     "atomic",
+    "cache_folder",
+    "cached",
     "check_shards",
+    "fetch",
     "grid",
     "open_folder",
     "open_images",
@@ -39,6 +43,7 @@ __all__ = [
     "quantise",
     "read_samples",
     "read_shard",
+    "remote_size",
     "stream_array",
     "write_shard",
 ]

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from sag.models.checkpoints import cache_folder
-from sag.storage import ArrayImages, atomic
+from sag.storage import ArrayImages, atomic, cache_folder
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]

@@ -1,9 +1,5 @@
 """Loading weights: where they are found, and what is said of files that do not fit."""
 
-import http.server
-import threading
-from contextlib import contextmanager
-
 import blobfile
 import pytest
 import torch
@@ -11,7 +7,7 @@ from helpers import noise, small_unet
 from safetensors.torch import save_file
 
 from sag.models import UNet, load_checkpoint, load_network
-from sag.models.checkpoints import CheckpointMismatch, cache_folder, fetch
+from sag.models.checkpoints import CheckpointMismatch
 
 
 @pytest.fixture
@@ -96,47 +92,6 @@ def test_a_file_that_does_not_fit_says_which_entries_differ(tmp_path, weights):
     with pytest.raises(CheckpointMismatch, match=expected) as caught:
         load_network(small_unet(), str(tmp_path / "model.pt"))
     assert caught.value.shapes["extra.bias"] == (6,)
-
-
-@contextmanager
-def server(content, stated):
-    """A server on this machine that sends `content`, stating another length if asked."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200 if "missing" not in self.path else 404)
-            self.send_header("Content-Length", str(stated))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}/some/folder", asked
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_a_download_is_made_once_and_shows_its_progress(tmp_path, weights, capsys):
-    torch.save(weights, tmp_path / "model.pt")
-    content = (tmp_path / "model.pt").read_bytes()
-    with server(content, len(content)) as (url, asked):
-        for _ in range(2):
-            assert load_checkpoint(f"{url}/model.pt").keys() == weights.keys()
-    assert asked == ["/some/folder/model.pt"]
-    assert "downloading model.pt" in capsys.readouterr().err
-    assert [file.name for file in cache_folder().rglob("*.*") if file.is_file()] == ["model.pt"]
-
-
-@pytest.mark.parametrize(("name", "reason"), [("short.pt", "closed after 3 of 1000 bytes|3 bytes read"), ("missing.pt", "404")])
-def test_a_failed_download_leaves_nothing(name, reason):
-    with server(b"abc", 1000) as (url, _), pytest.raises(OSError, match=f"could not download .*({reason}).*copy the file"):
-        fetch(f"{url}/{name}")
-    assert not [file for file in cache_folder().rglob("*") if file.is_file()]
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/folder/model.pt", "az://account/container/model.pt"])

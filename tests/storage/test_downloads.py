@@ -1,0 +1,130 @@
+"""Downloads: made once, continued, verified."""
+
+import base64
+import hashlib
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+
+from sag.storage import cache_folder, cached, fetch, remote_size
+
+
+def npz(size=100_000):
+    buffer = io.BytesIO()
+    np.savez(buffer, arr_0=np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    return buffer.getvalue()
+
+
+class Server:
+    """A server on this machine with one content; it may send less, know no ranges, or state an MD5 sum."""
+
+    def __init__(self, content, sent=None, ranges=True, md5=None):
+        self.content, self.sent, self.ranges, self.md5 = content, sent, ranges, md5
+        self.asked = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.asked.append(self.headers.get("Range"))
+                server.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def answer(self, handler):
+        asked = handler.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        if "missing" in handler.path or (start and start >= len(self.content)):
+            handler.send_response(404 if "missing" in handler.path else 416)
+            handler.end_headers()
+            return
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(self.content) - start))
+        if self.md5 is not None:
+            handler.send_header("Content-MD5", base64.b64encode(self.md5).decode())
+        handler.end_headers()
+        handler.wfile.write(self.content[start : self.sent])
+
+    def __enter__(self):
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/some/folder"
+        return self
+
+    def __exit__(self, *error):
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+
+def visible():
+    return [path.name for path in cache_folder().rglob("*") if path.is_file() and path.name[0] != "."]
+
+
+def test_a_download_is_made_once_and_shows_its_progress(capsys):
+    content = npz()
+    with Server(content, md5=hashlib.md5(content).digest()) as server:
+        assert remote_size(f"{server.url}/a.npz") == len(content)
+        for _ in range(2):
+            assert fetch(f"{server.url}/a.npz").read_bytes() == content
+    assert len(server.asked) == 2
+    assert "downloading a.npz" in capsys.readouterr().err
+    assert visible() == ["a.npz"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_broke_off_is_continued(ranges):
+    content = npz()
+    with Server(content, sent=30_000, ranges=ranges) as server:
+        url = f"{server.url}/a.npz"
+        with pytest.raises(OSError, match=r"could not download .*(closed after|more expected).*the same command tries again"):
+            fetch(url)
+        assert visible() == []
+        server.sent = None
+        assert fetch(url).read_bytes() == content
+    (begun,) = {asked for asked in server.asked if asked}
+    assert 0 < int(begun.removeprefix("bytes=").rstrip("-")) <= 30_000
+
+
+def test_what_an_other_file_left_is_not_mixed_with_this_one():
+    content = npz()
+    with Server(content) as server:
+        url = f"{server.url}/a.npz"
+        part = cached(url).with_name(".a.npz.part")
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"x" * 10)
+        with pytest.raises(OSError, match="what came is damaged"):
+            fetch(url)
+        assert not part.exists()
+        part.write_bytes(b"x" * (len(content) + 10))
+        assert fetch(url).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "md5", "message"),
+    [
+        ("a.npz", lambda content: content[:5000] + b"?" + content[5001:], None, "checksum of arr_0.npy is another"),
+        ("a.npz", lambda content: b"<html>an error page</html>", None, "damaged .*not a zip"),
+        ("a.pt", lambda content: b"an old pickle", b"0" * 16, "its MD5 sum is another"),
+        ("missing.pt", lambda content: content, None, "404"),
+    ],
+)
+def test_what_is_damaged_or_missing_does_not_appear(name, change, md5, message):
+    with Server(change(npz()), md5=md5) as server, pytest.raises(OSError, match=message):
+        fetch(f"{server.url}/{name}")
+    assert visible() == []
+
+
+def test_several_who_want_one_file_download_it_once():
+    content = npz()
+    with Server(content) as server:
+        threads = [threading.Thread(target=fetch, args=[f"{server.url}/a.npz"]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(server.asked) == 1
+    assert visible() == ["a.npz"]
