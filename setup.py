@@ -27,6 +27,7 @@ setup(
         "pillow",
         "matplotlib",
         "filelock",
+        "vl-convert-python",
     ],
     extras_require={
         "test": [
@@ -38,8 +39,11 @@ setup(
             "mpich",
             "hydra-submitit-launcher",
             "gcp-storage-emulator",
+            "playwright",
+            "hydra-optuna-sweeper",
         ],
         "mpi": ["mpich"],
         "slurm": ["hydra-submitit-launcher"],
+        "sweep": ["hydra-optuna-sweeper"],
     },
 )

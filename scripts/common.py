@@ -44,7 +44,7 @@ USER_ERRORS = (
 )
 
 
-def run(main: Callable[[DictConfig], None], config_name: str, schema: type) -> None:
+def run(main: Callable[[DictConfig], float | None], config_name: str, schema: type) -> None:
     """Compose `config_name` with the command line and call `main`; an error becomes one sentence on stderr and exit code 1.
 
     schema: a dataclass of the keys that `main` knows. With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
@@ -56,11 +56,11 @@ def run(main: Callable[[DictConfig], None], config_name: str, schema: type) -> N
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 
     @functools.wraps(main)
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         unknown = set(cfg) - {field.name for field in dataclasses.fields(schema)}
         if unknown:
             sys.exit(f"error: unknown config key {', '.join(sorted(map(repr, unknown)))}; --cfg job lists all keys")
-        _report(lambda: main(cfg), full)
+        return _report(lambda: main(cfg), full)
 
     _report(hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job), full)
 
@@ -73,22 +73,23 @@ def _keep_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB may lie idle
 
 
-def _report(call: Callable[[], None], full: bool) -> None:
+def _report(call: Callable[[], float | None], full: bool) -> float | None:
     try:
-        call()
+        return call()
     except USER_ERRORS as error:
         if full:
             raise
-        sys.exit(f"error: {_sentence(error)}")
+        sys.exit(f"error: {sentence(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last finished batch")
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What a user is told of an error."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         if isinstance(error.__cause__, TypeError):  # an argument that the constructor does not have, or has not got
             return " ".join(f"{error.__cause__}; see the file in configs/ for the keys there are".split())
-        return _sentence(error.__cause__)
+        return sentence(error.__cause__)
     message = " ".join(str(error).split())
     missing = re.search(r"Could not (?:load|find) '(\w+)/(.*?)'", message)
     if missing:

@@ -1,27 +1,21 @@
 """Every guidance from the same noise, scored and drawn: python scripts/demo.py"""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
-from common import load, pick_device, run
+from common import pick_device, run
 from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig
-from rows import COLUMNS, run_row
-from torch import Tensor
+from rows import COLUMNS, compose_row
+from visualize import draw_strip, look
 
 from sag import storage
-from sag.diffusion import Denoiser, Prediction, sample
-from sag.guidance import GuidedDenoiser, SelfAttentionGuidance, attention_mass
-from sag.models import Attend
-from sag.noise import SampleNoise
 
 matplotlib.use("agg")
 SHOWN = 10  # samples of each row in the picture
@@ -42,29 +36,6 @@ class DemoConfig:
 
 
 ConfigStore.instance().store("demo_schema", DemoConfig)
-
-
-class Watched(GuidedDenoiser):
-    """SAG alone, which keeps the attention mass that each step's mask is made of: `masses`, (N, h, w) by t."""
-
-    def __init__(self, denoiser: Denoiser, guidance: SelfAttentionGuidance) -> None:
-        super().__init__(denoiser, [guidance])
-        self.sag = guidance
-        self.masses: dict[int, Tensor] = {}
-
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: int,
-        y: Tensor | None = None,
-        *,
-        capture: Collection[str] = (),
-        attend: Mapping[str, Attend] | None = None,
-    ) -> Prediction:
-        """See `GuidedDenoiser.__call__`."""
-        prediction = super().__call__(x_t, t, y, capture=[*capture, self.sag.layer], attend=attend)
-        self.masses[t] = attention_mass(prediction.attention[self.sag.layer], self.sag.heads)
-        return prediction
 
 
 def folder_of(name: str) -> str:
@@ -90,29 +61,10 @@ def draw_samples(images: Mapping[str, storage.Images], path: Path) -> None:
 
 def draw_masks(cfg: DictConfig, path: Path) -> None:
     """What SAG sees of some samples: the predicted clean image over the steps, red where it is blurred."""
-    run_cfg = compose("sample", [*cfg.common, "guidance=[sag]"])
+    run_cfg = compose("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
     device = pick_device(cfg.device, "float32")
-    network, sampler = load(run_cfg.model, device, "float32", False), instantiate(run_cfg.sampler)
-    diffusion = instantiate(run_cfg.model.diffusion).respace(sampler.steps)
-    watched = Watched(
-        Denoiser(network, diffusion, run_cfg.model.null_label), instantiate(run_cfg.guidance.sag, _convert_="all")
-    )
-    noise = SampleNoise(cfg.seed, range(WATCHED), (network.image_channels, network.image_size, network.image_size), device)
-    y = None if network.num_classes is None else torch.arange(WATCHED, device=device)
-    clean = {step.t: storage.quantise(step.x_0) for step in sample(watched, sampler, noise.initial(), y, noise=noise.step)}
-    chosen = np.linspace(len(clean) - 1, 0, min(MOMENTS, len(clean))).round().astype(int)
-    figure = Figure(figsize=(len(chosen), WATCHED))
-    for row, line in enumerate(figure.subplots(WATCHED, len(chosen))):
-        for axes, t in zip(line, chosen, strict=True):
-            mask = (watched.masses[t][row] > watched.sag.threshold).cpu().numpy()
-            size = clean[t].shape[1]
-            large = mask.repeat(size // mask.shape[0], axis=0).repeat(size // mask.shape[1], axis=1)
-            red = np.where(large[..., None], [255, 60, 60], clean[t][row])
-            axes.imshow((0.65 * clean[t][row] + 0.35 * red).astype(np.uint8))
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(f"level {diffusion.schedule.noise_level[t]:.2f}", fontsize=7)
-    save(figure, path)
+    (moments,) = look(run_cfg, None, range(WATCHED), MOMENTS, device).values()
+    draw_strip(moments, path, ["mask"])
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -146,7 +98,9 @@ def main(cfg: DictConfig) -> None:
         print(f"\n{name}", flush=True)
         folder = out / folder_of(name)
         own = [f"num_samples={cfg.num_samples}", f"seed={cfg.seed}"]
-        scores[name] = run_row([*cfg.common, *overrides, *own], folder, cfg.device)
+        run = compose_row("demo", name, [*cfg.common, *overrides, *own]).run(folder, cfg.device)
+        assert run is not None
+        scores[name] = dict(run.metrics)
         images[name] = storage.read_samples(next(folder.glob("samples_*.npz")))[0]
     draw_samples(images, out / "samples.png")
     draw_masks(cfg, out / "masks.png")

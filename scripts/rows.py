@@ -1,34 +1,81 @@
-"""A row of a comparison: overrides of configs/sample.yaml, sampled and scored; what is there already is not made again."""
+"""A row of a table: overrides of configs/sample.yaml, sampled and scored; what is there already is not made again."""
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import evaluate
 import sample
 from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from evaluations.results import Run
+from sag.distributed import Process
 
 COLUMNS = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "recall": "recall", "agreement": "agreement"}
-"""The metrics of a comparison, and what their columns are called."""
+"""The metrics of a table, and what their columns are called."""
 
 
-def run_row(overrides: Sequence[str], out: Path, device: str) -> dict[str, float]:
-    """Sample by the overrides into `out`, score against the reference of the model; the metrics of `COLUMNS` that there are.
+@dataclass(frozen=True)
+class Row:
+    """What is sampled (`cfg`, of configs/sample.yaml) and how it is scored (`scoring`, overrides of configs/evaluate.yaml)."""
 
-    overrides: of one key the last counts.
+    table: str
+    name: str
+    cfg: DictConfig
+    scoring: Sequence[str]
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the scores."""
+        return sha256("\n".join([sample.fingerprint(sample.identity(self.cfg)), *sorted(self.scoring)]).encode()).hexdigest()
+
+    def run(self, out: Path, device: str) -> Run | None:
+        """Sample into `out` and score there; None in a process that is not the main one, whose share is then done.
+
+        Raises:
+            ValueError: what sampling and scoring raise.
+        """
+        self.cfg.out, self.cfg.device = str(out), device
+        sample.main(self.cfg)
+        scores = out / f"scores-{self.key[:8]}.json"
+        cfg = compose("evaluate", _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring]))
+        cfg.samples, cfg.out, cfg.device = str(out), str(scores), device
+        evaluate.main(cfg)
+        if not Process.current().main:
+            return None
+        found: dict[str, Any] = json.loads(scores.read_bytes())
+        made: dict[str, Any] = json.loads((out / "record.json").read_bytes())
+        settings: Any = OmegaConf.to_container(sample.identity(self.cfg))
+        published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
+        return Run(
+            key=self.key,
+            table=self.table,
+            row=self.name,
+            seed=self.cfg.seed,
+            num_samples=len(made["indices"]),
+            settings=settings,
+            scoring=found["identity"],
+            metrics={re.sub(r"_\d+k?$", "", name): value for name, value in found["metrics"].items()},
+            published=published,
+            record={key: made[key] for key in ("versions", "commit", "device", "hosts")},
+            seconds=made["seconds"],
+            folder=str(out),
+        )
+
+
+def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
+    """A row from overrides of configs/sample.yaml, of which of one key the last counts.
 
     Raises:
-        ValueError: what sampling and scoring raise.
+        HydraException: overrides that do not fit.
     """
-    cfg = compose("sample", list({override.split("=", 1)[0]: override for override in overrides}.values()))
-    cfg.out, cfg.device = str(out), device
-    sample.main(cfg)
-    scores = out / "scores.json"
-    cfg = compose("evaluate", [f"metrics=[{','.join(COLUMNS)}]", "batch_size=250"])
-    cfg.samples, cfg.out, cfg.device = str(out), str(scores), device
-    evaluate.main(cfg)
-    found: dict[str, Any] = json.loads(scores.read_bytes())["metrics"]
-    plain = {re.sub(r"_\d+k?$", "", name): value for name, value in found.items()}
-    return {name: plain[name] for name in COLUMNS if name in plain}
+    return Row(table, name, compose("sample", _last(overrides)), scoring)
+
+
+def _last(overrides: Sequence[str]) -> list[str]:
+    return list({override.split("=", 1)[0]: override for override in overrides}.values())

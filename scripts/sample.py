@@ -49,16 +49,17 @@ class SampleConfig:
     compile: bool = MISSING
     device: str = MISSING
     out: str | None = None
+    published: Any = None
 
 
 ConfigStore.instance().store("sample_schema", SampleConfig)
 
 
 def identity(cfg: DictConfig) -> DictConfig:
-    """The settings that decide what is sampled: all but where it runs and where it is written."""
+    """The settings that decide what is sampled: all but where it runs, where it is written, and what others published."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
-    return OmegaConf.create({key: value for key, value in settings.items() if key not in ("out", "device")})
+    return OmegaConf.create({key: value for key, value in settings.items() if key not in ("out", "device", "published")})
 
 
 def fingerprint(settings: DictConfig) -> str:

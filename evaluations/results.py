@@ -1,0 +1,87 @@
+"""Scored runs, in one SQLite file that several processes may append to."""
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30.0  # seconds to wait while another process writes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was scored, or that failed.
+
+    key: of everything that decides the scores. table, row: where it stands; a later run of the same key there replaces the
+    earlier. seed, num_samples: of the samples; settings: theirs; scoring: extractor, reference and settings of the metrics.
+    metrics: by name, without N. error: why there are none. published: what a paper says of it (source, mark, extractor,
+    num_samples, values). record: versions, commit, device. seconds: of sampling, all processes together. folder: of the
+    samples. time: when it was added, seconds since 1970.
+    """
+
+    key: str
+    table: str
+    row: str
+    seed: int
+    num_samples: int
+    settings: Mapping[str, Any]
+    scoring: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    published: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    folder: str | None = None
+    time: float = field(default_factory=time.time)
+
+
+_COLUMNS = [f.name for f in fields(Run)]
+_AS_JSON = {"settings", "scoring", "metrics", "published", "record"}
+
+
+class Results:
+    """The runs in a file, which is made when the first is added.
+
+    Raises:
+        ValueError: from any method, if the file is something else, or another process holds it for too long.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, run: Run) -> None:
+        """Add a run, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = asdict(run)
+        row = [json.dumps(values[name]) if name in _AS_JSON else values[name] for name in _COLUMNS]
+        with self._open() as file:
+            columns = ", ".join(f'"{name}"' for name in _COLUMNS)
+            file.execute(f'CREATE TABLE IF NOT EXISTS runs ({columns}, PRIMARY KEY ("key", "table", "row"))')
+            file.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order in which they were added."""
+        if not self.path.exists():
+            return []
+        names = ", ".join(f'"{name}"' for name in _COLUMNS)
+        with self._open() as file:
+            rows = file.execute(f"SELECT {names} FROM runs ORDER BY time").fetchall()
+        return [Run(**{n: json.loads(v) if n in _AS_JSON else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=PATIENCE)) as file, file:
+                yield file
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ValueError(
+                    f"{self.path} has been held by another process for {PATIENCE:.0f} s; the same command continues later"
+                ) from error
+            raise ValueError(f"{self.path} cannot be used ({error}); give another results=") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is no file of results ({error}); give another results=") from error

@@ -1,0 +1,110 @@
+"""Tables (Markdown, LaTeX, CSV), plots and one self-contained page of the scored runs: python scripts/report.py"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tables
+from common import run
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from page import page
+from rows import COLUMNS
+from tables import Line
+
+from evaluations.results import Results, Run
+from sag import storage
+
+
+@dataclass
+class ReportConfig:
+    """The keys of configs/report.yaml and their types; the values are there."""
+
+    results: str = MISSING
+    tables: list[str] | None = None
+    num_samples: int | None = None
+    out: str = MISSING
+
+
+ConfigStore.instance().store("report_schema", ReportConfig)
+
+
+def chosen(cfg: DictConfig) -> list[Run]:
+    """The runs asked for.
+
+    Raises:
+        ValueError: none.
+    """
+    runs = Results(Path(cfg.results)).runs()
+    if not runs:
+        raise ValueError(f"there are no results in {cfg.results}; scripts/reproduce.py and scripts/sweep.py put them there")
+    known = dict.fromkeys(found.table for found in runs)
+    for name in cfg.tables or []:
+        if name not in known:
+            raise ValueError(f"there are no results of table {name!r} in {cfg.results}; there are of {', '.join(known)}")
+    own = [found for found in runs if cfg.tables is None or found.table in cfg.tables]
+    if cfg.num_samples is not None:
+        own = [found for found in own if found.num_samples == cfg.num_samples]
+    if not own:
+        counts = ", ".join(sorted({str(found.num_samples) for found in runs}))
+        raise ValueError(f"no run has num_samples={cfg.num_samples}; there are runs of {counts}")
+    return own
+
+
+def latex(name: str, table: Sequence[Line]) -> str:
+    """A booktabs table: the mean, the standard deviation of one seed where there are several, and what papers have."""
+    columns = [metric for metric in COLUMNS if any(metric in found.metrics for line in table for found in line.runs)]
+    lines = [f"% {name}: {table[0].num_samples} samples", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
+    lines += [" & ".join(["", *(COLUMNS[metric] for metric in columns)]) + r" \\", "\\midrule"]
+    for line in table:
+        cells = []
+        for metric in columns:
+            mean, spread, published = line.mean(metric), line.spread(metric), line.published(metric)
+            cell = "--" if math.isnan(mean) else f"{mean:.3f}" + ("" if spread is None else f" $\\pm$ {spread:.3f}")
+            cells.append(cell + ("" if published is None else f" ({published:g})"))
+        lines.append(" & ".join([line.row.replace("_", r"\_"), *cells]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """A line for each run."""
+    names = list(dict.fromkeys(name for found in runs for name in found.metrics))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "row", "seed", "num_samples", *names, "seconds", "commit", "device", "error"])
+    for found in runs:
+        metrics = [f"{found.metrics[name]:.6g}" if name in found.metrics else "" for name in names]
+        made = [found.record.get("commit"), found.record.get("device"), found.error]
+        writer.writerow([found.table, found.row, found.seed, found.num_samples, *metrics, found.seconds, *made])
+    return text.getvalue()
+
+
+def base_of(found: Mapping[str, Sequence[Line]], table: Sequence[Line]) -> Line | None:
+    """The row without guidance to draw a table against: its own, or that of another table of as many samples."""
+    lines = [*table, *(line for other in found.values() for line in other)]
+    return next((line for line in lines if line.row == tables.BASE and line.num_samples == table[0].num_samples), None)
+
+
+def main(cfg: DictConfig) -> None:
+    """Write everything into `out`."""
+    runs = chosen(cfg)
+    found = tables.lines(runs)
+    texts = {
+        "tables.md": "\n".join(f"## {name}\n\n{tables.markdown(table)}" for name, table in found.items()),
+        "tables.tex": "\n".join(latex(name, table) for name, table in found.items()),
+        "results.csv": as_csv(runs),
+        "report.html": page(found, [failed for failed in runs if failed.error is not None]),
+    }
+    folder = storage.LocalFolder(Path(cfg.out))
+    for name, text in texts.items():
+        folder.write(name, text.encode())
+    for name, table in found.items():
+        tables.draw(table, base_of(found, table), folder.path / f"{name}.png")
+    print(f"wrote {cfg.out}/report.html, {', '.join(list(texts)[:3])} and a plot of each table")
+
+
+if __name__ == "__main__":
+    run(main, "report", ReportConfig)

@@ -1,0 +1,86 @@
+"""Sample and score every row of a table: python scripts/reproduce.py table=main; again to continue."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tables
+from common import run
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from plan import plan
+from rows import Row, compose_row
+
+from evaluations.results import Results
+from sag.distributed import Process
+
+
+@dataclass
+class ReproduceConfig:
+    """The keys of configs/reproduce.yaml and their types; the values are there."""
+
+    table: Any = MISSING
+    rows: list[str] | None = None
+    seeds: list[int] = MISSING
+    num_samples: int | None = None
+    common: list[str] = MISSING
+    device: str = MISSING
+    dry_run: bool = MISSING
+    keep_samples: bool = MISSING
+    out: str = MISSING
+    results: str = MISSING
+
+
+ConfigStore.instance().store("reproduce_schema", ReproduceConfig)
+
+
+def chosen(cfg: DictConfig) -> Iterator[Row]:
+    """The rows asked for, all of the first seed before any of the second.
+
+    Raises:
+        ValueError: an unknown row.
+    """
+    names = list(cfg.table.rows) if cfg.rows is None else list(cfg.rows)
+    unknown = [name for name in names if name not in cfg.table.rows]
+    if unknown:
+        raise ValueError(f"table {cfg.table.name} has no row {unknown[0]!r}; it has {', '.join(cfg.table.rows)}")
+    for seed in cfg.seeds:
+        for name in names:
+            own = [f"seed={seed}", *([] if cfg.num_samples is None else [f"num_samples={cfg.num_samples}"])]
+            yield compose_row(cfg.table.name, name, [*cfg.common, *cfg.table.rows[name], *own], cfg.table.scoring)
+
+
+def main(cfg: DictConfig) -> None:
+    """Run what is not among the results yet, and print the table."""
+    rows = list(chosen(cfg))
+    if cfg.dry_run:
+        print(plan(rows, cfg.device))
+        return
+    results, main_process = Results(Path(cfg.results)), Process.current().main
+    for row in rows:
+        known = {(found.key, found.table, found.row): found for found in results.runs() if found.error is None}
+        if (row.key, row.table, row.name) in known:
+            continue
+        same = next((found for found in known.values() if found.key == row.key), None)
+        if same is not None:  # the same settings stand in another table
+            if main_process:
+                results.add(replace(same, table=row.table, row=row.name))
+            continue
+        if main_process:
+            print(f"\n{row.table}: {row.name}, seed {row.cfg.seed}", flush=True)
+        folder = Path(cfg.out) / row.key[:12]
+        found = row.run(folder, cfg.device)
+        if found is not None:
+            results.add(found)
+            if not cfg.keep_samples:
+                for path in folder.glob("samples_*.npz"):
+                    path.unlink()
+    if main_process:
+        asked = {(row.key, row.table, row.name) for row in rows}
+        (table,) = tables.lines(found for found in results.runs() if (found.key, found.table, found.row) in asked).values()
+        print(f"\n{tables.markdown(table)}\nwrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
+
+
+if __name__ == "__main__":
+    run(main, "reproduce", ReproduceConfig)

@@ -1,0 +1,115 @@
+"""Scored runs as tables and plots."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rows import COLUMNS
+
+from evaluations.results import Run
+from sag import storage
+
+matplotlib.use("agg")
+BASE = "no guidance"  # the row that the others of a plot are compared with
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of one row, which differ in their seed only."""
+
+    row: str
+    runs: Sequence[Run]
+
+    @property
+    def num_samples(self) -> int:
+        """Of each run."""
+        return self.runs[0].num_samples
+
+    def mean(self, metric: str) -> float:
+        """Over the seeds; nan where no run has it."""
+        return float(np.mean(self._values(metric))) if self._values(metric) else float("nan")
+
+    def spread(self, metric: str) -> float | None:
+        """The standard deviation of one seed; None where there are not several."""
+        return float(np.std(self._values(metric), ddof=1)) if len(self._values(metric)) > 1 else None
+
+    def published(self, metric: str) -> float | None:
+        """What a paper has, if it has it."""
+        value = self.runs[-1].published.get("values", {}).get(metric)
+        return None if value is None else float(value)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the published numbers are about as many samples, scored by the same network."""
+        facts = self.runs[-1].published
+        same_n = facts.get("num_samples") == self.num_samples
+        return same_n and facts.get("extractor") == self.runs[-1].scoring["extractor"]
+
+    def _values(self, metric: str) -> list[float]:
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+
+def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
+    """The scored runs by table and row, in the order in which rows were first added; failed ones are left out.
+
+    Raises:
+        ValueError: a table with runs of different N or extractors, whose scores cannot stand beside each other.
+    """
+    found: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        if run.error is None:
+            found.setdefault(run.table, {}).setdefault(run.row, []).append(run)
+    for table, rows in found.items():
+        own = [run for row in rows.values() for run in row]
+        for what, values in (
+            ("N", {run.num_samples for run in own}),
+            ("extractors", {run.scoring["extractor"] for run in own}),
+        ):
+            if len(values) > 1:
+                raise ValueError(
+                    f"table {table} mixes runs of different {what} ({', '.join(map(str, sorted(values)))}), which cannot stand "
+                    "beside each other; choose with num_samples= or give them different results="
+                )
+    return {table: [Line(row, runs) for row, runs in rows.items()] for table, rows in found.items()}
+
+
+def markdown(table: Sequence[Line]) -> str:
+    """The mean and, with several seeds, the standard deviation of one seed; beside them what papers have."""
+    head = [f"{table[0].num_samples} samples", "seeds", *COLUMNS.values()]
+    rows = [[line.row, str(len(line.runs)), *(_cell(line, metric) for metric in COLUMNS)] for line in table]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+    published = [line for line in table if line.runs[-1].published]
+    if published and not all(line.comparable for line in published):
+        counts = " or ".join(sorted({str(line.runs[-1].published["num_samples"]) for line in published}))
+        text += f"\nPublished numbers (in parentheses) are of {counts} samples and are not comparable with these runs.\n"
+    elif published:
+        text += "\nIn parentheses: published, and the difference.\n"
+    return text
+
+
+def _cell(line: Line, metric: str) -> str:
+    mean, spread, published = line.mean(metric), line.spread(metric), line.published(metric)
+    text = "-" if np.isnan(mean) else f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+    if published is not None:
+        text += f" ({published:g}, {mean - published:+.3f})" if line.comparable else f" ({published:g})"
+    return text
+
+
+def draw(table: Sequence[Line], base: Line | None, path: Path) -> None:
+    """A panel for each metric, a point for each row with the standard deviation of one seed; dashed: `base` with its own."""
+    figure = Figure(figsize=(2.2 * len(COLUMNS), 0.3 * len(table) + 1.2))
+    for axes, (metric, title) in zip(figure.subplots(1, len(COLUMNS), sharey=True), COLUMNS.items(), strict=True):
+        for place, line in enumerate(table):
+            axes.errorbar(line.mean(metric), place, xerr=line.spread(metric) or 0.0, fmt="o", color="C0", capsize=3)
+        if base is not None:
+            mean, spread = base.mean(metric), base.spread(metric) or 0.0
+            axes.axvline(mean, color="gray", linestyle="--", linewidth=1)
+            axes.axvspan(mean - spread, mean + spread, color="gray", alpha=0.2, linewidth=0)
+        axes.set_title(title)
+        axes.set_yticks(range(len(table)), [line.row for line in table])
+    axes.invert_yaxis()
+    with storage.atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")

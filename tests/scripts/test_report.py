@@ -1,0 +1,131 @@
+"""The report: its tables, and its page in a browser without a network."""
+
+import csv
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import report
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from evaluations.results import Results, Run
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FAILED = Run("f", "scale", "SAG 9", 0, 10, {}, error="step 3 of 10 gave <values> that are not finite", time=1e12)
+
+
+def scored(folder, row, scale, fid, seed=0, size=32):
+    path = folder / f"rows/{row}-{seed}"
+    path.mkdir(parents=True)
+    pixels = np.random.default_rng([seed, int(100 * scale)]).integers(0, 256, (4 * size, 4 * size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path / "grid.png")
+    Image.fromarray(pixels[:size]).save(path / "masks.png")
+    guidance = {"sag": {"scale": scale}} if scale else {}
+    metrics = {"fid": fid, "precision": 0.5 + fid / 10, "recall": 0.6}
+    facts = {"scoring": {"extractor": "e"}, "record": {"commit": "abc", "device": "cpu"}, "seconds": 1.0, "folder": str(path)}
+    return Run(f"{row}-{seed}", "scale", row, seed, 10, {"guidance": guidance}, metrics=metrics, time=time.time(), **facts)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A row with two seeds and a published number, and seven more rows."""
+    published = {"values": {"fid": 1.2}, "num_samples": 50000, "extractor": "e", "mark": "S", "source": "paper"}
+    rows = [("no guidance", 0.0, 1.5, 0), ("no guidance", 0.0, 1.7, 1)] + [(f"SAG {s}", s, 1.4 + s, 0) for s in (0.1, 0.3, 1.0)]
+    found = [scored(tmp_path, *row) for row in rows] + [FAILED]
+    found[0] = replace(found[0], published=published)
+    found[1] = replace(found[1], published=published)
+    return found
+
+
+@pytest.fixture
+def script(run_script, tmp_path, runs):
+    for run in runs:
+        Results(tmp_path / "results.sqlite").add(run)
+
+    def call(*arguments):
+        places = [f"results={tmp_path / 'results.sqlite'}", f"out={tmp_path / 'report'}"]
+        return run_script(report.main, "report", report.ReportConfig, *places, *arguments)
+
+    return call
+
+
+def test_tables_in_every_form(script, tmp_path):
+    script()
+    text = (tmp_path / "report/tables.md").read_text()
+    assert "| no guidance | 2 | 1.600 ± 0.141 (1.2) | - |" in text
+    assert "Published numbers (in parentheses) are of 50000 samples and are not comparable" in text
+    latex = (tmp_path / "report/tables.tex").read_text()
+    assert r"no guidance & 1.600 $\pm$ 0.141 (1.2) & 0.660 $\pm$ 0.014 & 0.600 $\pm$ 0.000 \\" in latex
+    assert latex.splitlines()[1] == r"\begin{tabular}{lrrr}"
+    with open(tmp_path / "report/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["no guidance", "no guidance", "SAG 0.1", "SAG 0.3", "SAG 1.0", "SAG 9"]
+    assert (rows[0]["fid"], rows[0]["commit"], rows[0]["error"]) == ("1.5", "abc", "")
+    assert (rows[-1]["fid"], rows[-1]["error"]) == ("", FAILED.error)
+    assert Image.open(tmp_path / "report/scale.png").size[0] > 500
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here; .ci/run installs one")
+def test_the_page_works_in_a_browser_without_a_network(script, tmp_path):
+    script()
+    path = tmp_path / "report/report.html"
+    assert path.stat().st_size < 5e6
+    problems = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_context(offline=True).new_page()
+        tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+        tab.goto(path.as_uri())
+        tab.wait_for_selector(".charts svg")
+        assert tab.locator(".charts svg").count() == 2
+
+        def first_column():
+            return tab.locator("tbody tr td:first-child").all_inner_texts()
+
+        assert first_column() == ["no guidance", "SAG 0.1", "SAG 0.3", "SAG 1.0"]
+        tab.locator("th", has_text="FID").first.click()
+        assert first_column() == ["SAG 0.1", "no guidance", "SAG 0.3", "SAG 1.0"]
+        tab.locator("th", has_text="FID").first.click()
+        assert first_column() == ["SAG 1.0", "SAG 0.3", "no guidance", "SAG 0.1"]
+        shown = tab.locator(".gallery img")
+        before = shown.get_attribute("src")
+        assert tab.locator(".gallery output").inner_text() == "no guidance"
+        tab.locator(".gallery input").fill("2")
+        assert tab.locator(".gallery output").inner_text() == "SAG 0.3"
+        assert shown.get_attribute("src") != before
+        assert tab.locator("img.masks").count() == 1
+        assert FAILED.error in tab.locator("ul.note").inner_text()
+        paint = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        browser.close()
+    assert problems == []
+    print(f"first paint after {paint:.0f} ms, {path.stat().st_size} bytes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tables=[nowhere]"], "there are no results of table 'nowhere' in .*; there are of scale"),
+        (["num_samples=50000"], "no run has num_samples=50000; there are runs of 10"),
+        (["results=nowhere.sqlite"], r"there are no results in nowhere\.sqlite; scripts/reproduce\.py"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        script(*arguments)
+    assert not (tmp_path / "report").exists()
+
+
+def test_runs_of_another_n_or_extractor_are_not_mixed(script, runs, tmp_path):
+    store = Results(tmp_path / "results.sqlite")
+    store.add(replace(runs[2], key="other", num_samples=20))
+    with pytest.raises(SystemExit, match=r"table scale mixes runs of different N \(10, 20\)"):
+        script()
+    script("num_samples=10")
+    store.add(replace(runs[2], key="third", scoring={"extractor": "f"}))
+    with pytest.raises(SystemExit, match=r"table scale mixes runs of different extractors \(e, f\)"):
+        script("num_samples=10")

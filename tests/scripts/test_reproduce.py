@@ -1,0 +1,249 @@
+"""The tables: every row of every paper's table, and a small table run to its end, stopped, and started again."""
+
+import re
+
+import pytest
+import reproduce
+import sample
+import tables
+import torch
+from common import CONFIGS, build_guidance
+from helpers import GOLDEN
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+
+from evaluations.results import Results, Run
+from sag.diffusion import Denoiser
+from sag.diffusion import sample as sample_steps
+from sag.guidance import GuidedDenoiser
+from sag.noise import SampleNoise
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+SCORING = (
+    f"['extractor=module','extractor.network._target_=helpers.TinyNetwork','reference={GOLDEN / 'fashion_mnist_200.npz'}']"
+)
+QUICK = "['model=fashion32','sampler=ddim','sampler.steps=ddim2','labels=balanced','batch_size=6']"
+SMALL = ["num_samples=12", f"common={QUICK}", f"table.scoring={SCORING}", "device=cpu"]
+
+# FID, sFID, IS, precision, recall as facts of the papers; None where a paper has no number
+PUBLISHED = {
+    "imagenet256_uncond": (26.21, 6.35, 39.70, 0.61, 0.63),
+    "imagenet256_uncond_sag_0.5_released": (20.31, 5.09, 45.30, 0.66, 0.61),
+    "imagenet256_uncond_sag_0.8_released": (20.08, 5.77, 45.56, 0.68, 0.59),
+    "imagenet256": (10.94, 6.02, 100.98, 0.69, 0.63),
+    "imagenet256_sag_0.2_released": (9.41, 5.28, 104.79, 0.70, 0.62),
+    "lsun_cat": (7.03, 8.24, None, 0.60, 0.53),
+    "lsun_cat_sag_0.05_released": (6.87, 8.21, None, 0.60, 0.50),
+    "lsun_horse": (3.45, 7.55, None, 0.68, 0.56),
+    "lsun_horse_sag_0.01_released": (3.43, 7.51, None, 0.68, 0.55),
+    "imagenet128": (5.91, 5.09, None, 0.70, 0.65),
+    "imagenet128_classifier": (2.97, 5.09, None, 0.78, 0.59),
+    "imagenet128_sag": (5.11, 4.09, None, 0.72, 0.65),
+    "imagenet128_sag_classifier": (2.58, 4.35, None, 0.79, 0.59),
+    "imagenet64": (2.07, 4.29, None, 0.74, 0.63),
+    "imagenet256_classifier": (4.59, 5.25, 186.70, 0.82, 0.52),
+    "imagenet256_uncond_classifier": (12.00, 10.40, 95.41, 0.76, 0.44),
+    "imagenet512": (23.24, 10.19, 58.06, 0.73, 0.60),
+    "lsun_bedroom_1000": (1.90, None, None, None, None),
+    "lsun_horse_1000": (2.57, None, None, None, None),
+    "lsun_cat_1000": (5.57, None, None, None, None),
+    "iddpm64": (19.2, None, None, None, None),
+    "iddpm64_sag": (18.0, None, None, None, None),
+    "ablation_none": (5.98, None, 141.72, None, None),
+    "ablation_mask_global": (5.82, None, 143.15, None, None),
+    "ablation_mask_high_frequency": (5.74, None, 148.87, None, None),
+    "ablation_mask_random": (5.68, None, 148.99, None, None),
+    "ablation_mask_attention": (5.47, None, 151.12, None, None),
+    "ablation_sigma_1": (5.58, None, None, None, None),
+    "ablation_sigma_3": (5.47, None, None, None, None),
+    "ablation_sigma_9": (5.70, None, None, None, None),
+    "ablation_sigma_27": (5.80, None, None, None, None),
+}
+SECONDHAND = ("iddpm", "ablation")
+# scale, layer, blur sigma, classifier scale, steps, batch size, as published
+SETTINGS = {
+    "imagenet128_sag_classifier": (0.1, "output.8", 3, 0.5, 250, 64),
+    "imagenet256_uncond_sag_0.5_released": (0.5, "output.2", 9, None, 250, 16),
+    "imagenet256_uncond_sag_0.8_released": (0.8, "output.2", 9, None, 250, 16),
+    "imagenet256_sag_0.2_released": (0.2, "output.2", 9, None, 250, 16),
+    "lsun_cat_sag_0.05_released": (0.05, "output.2", 9, None, 250, 16),
+    "lsun_horse_sag_0.01_released": (0.01, "output.2", 9, None, 250, 16),
+    "imagenet128_sag_classifier_ddim25": (0.1, "output.8", 3, 1.0, "ddim25", 64),
+}
+
+
+@pytest.fixture
+def composed():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield lambda *overrides: compose("sample", list(overrides))
+
+
+@pytest.fixture
+def script(run_script, tmp_path):
+    def call(*arguments):
+        places = [f"out={tmp_path / 'rows'}", f"results={tmp_path / 'results.sqlite'}"]
+        return run_script(reproduce.main, "reproduce", reproduce.ReproduceConfig, *arguments, *places)
+
+    return call
+
+
+def test_published_numbers_are_those_of_the_papers(composed):
+    found = {name: composed(f"experiment={name}").published for name in EXPERIMENTS}
+    assert {name for name, published in found.items() if published is not None} == set(PUBLISHED)
+    for name, values in PUBLISHED.items():
+        metrics = ("fid", "sfid", "is", "precision", "recall")
+        expected = {metric: value for metric, value in zip(metrics, values, strict=True) if value is not None}
+        assert dict(found[name]["values"]) == expected, name
+        assert found[name].num_samples == 50000
+        assert found[name].mark == ("2" if name.startswith(SECONDHAND) else "S"), name
+
+
+def test_published_settings_are_those_of_the_papers(composed):
+    for name, (scale, layer, sigma, classifier, steps, batch) in SETTINGS.items():
+        cfg = composed(f"experiment={name}")
+        sag = cfg.guidance.sag
+        assert (sag.scale, sag.layer, sag.blur_sigma, sag.blur_kernel, sag.threshold) == (scale, layer, sigma, 31, 1.0), name
+        assert ("classifier" in cfg.guidance) == (classifier is not None)
+        assert classifier is None or cfg.guidance.classifier.scale == classifier
+        assert (cfg.sampler.steps, cfg.batch_size, cfg.num_samples, cfg.labels) == (steps, batch, 50000, "random")
+    for name in EXPERIMENTS:
+        cfg = composed(f"experiment={name}")
+        if cfg.model.name.startswith(("adm_imagenet256", "adm_lsun")) and "sag" in cfg.guidance:
+            assert cfg.guidance.sag.heads == ("released" if name.endswith("_released") else True)
+            twin = composed(f"experiment={name.removesuffix('_released')}")
+            twin.guidance.sag.heads = cfg.guidance.sag.heads
+            assert sample.identity(twin) == sample.identity(cfg)
+
+
+def test_every_experiment_stands_in_a_table_and_every_row_composes(composed):
+    used = set()
+    for name in TABLES:
+        table = OmegaConf.load(CONFIGS / f"table/{name}.yaml")
+        assert table.name == name
+        for row, overrides in table.rows.items():
+            composed(*overrides, *table.common)
+            used |= {override.removeprefix("experiment=") for override in overrides if override.startswith("experiment=")}
+            assert not any(override.startswith("experiment=") for override in overrides) or overrides == [f"experiment={row}"]
+    assert used == set(EXPERIMENTS)
+
+
+def reduced(node):
+    """A network of the same architecture, narrow, with random weights."""
+    node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    heads = node.get("num_head_channels")
+    node.model_channels = 32
+    if heads is not None and heads > 0:
+        node.num_head_channels = 16
+    torch.manual_seed(0)
+    return instantiate(node, _convert_="all").eval().requires_grad_(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_two_steps_at_a_reduced_size(composed, name):
+    cfg = composed(f"experiment={name}")
+    network = reduced(cfg.model.network)
+    sampler = instantiate(cfg.sampler)
+    guidance = build_guidance(cfg.guidance, lambda node: reduced(node.network))
+    denoiser = Denoiser(network, instantiate(cfg.model.diffusion).respace(sampler.steps), cfg.model.null_label)
+    shape = (network.image_channels, network.image_size, network.image_size)
+    noise = SampleNoise(cfg.seed, range(1), shape, torch.device("cpu"))
+    y = torch.zeros(1, dtype=torch.int64)
+    steps = sample_steps(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise.initial(), y, noise=noise.step)
+    for _ in range(2):
+        step = next(steps)
+    assert torch.isfinite(step.x).all()
+
+
+def test_a_table_is_run_once_continues_and_is_printed(script, tmp_path, monkeypatch):
+    rows = ["rows=['no guidance',SAG,'SAG + CFG']", "seeds=[0,1]"]
+    run, done = reproduce.Row.run, []
+
+    def dies_at_the_third(row, *arguments):
+        if len(done) == 2:
+            raise OSError("no space left on device")
+        done.append(row.name)
+        return run(row, *arguments)
+
+    monkeypatch.setattr(reproduce.Row, "run", dies_at_the_third)
+    with pytest.raises(SystemExit, match="no space left"):
+        script(*SMALL, *rows)
+    monkeypatch.setattr(reproduce.Row, "run", run)
+    printed = script(*SMALL, *rows)
+    store = Results(tmp_path / "results.sqlite")
+    found = store.runs()
+    assert [(r.row, r.seed) for r in found] == [(row, seed) for seed in (0, 1) for row in ("no guidance", "SAG", "SAG + CFG")]
+    assert len({r.metrics["fid"] for r in found}) == 6
+    assert all(r.num_samples == 12 and r.table == "fashion" and r.seconds > 0 for r in found)
+    assert not list(tmp_path.glob("rows/*/*.npz"))
+    assert "fashion: no guidance, seed 0" not in printed
+    fids = torch.tensor([r.metrics["fid"] for r in found if r.row == "SAG"], dtype=torch.float64)
+    assert f"| SAG | 2 | {fids.mean():.3f} ± {fids.std():.3f} |" in printed
+    assert "fashion: " not in script(*SMALL, *rows)
+    layer = OmegaConf.load(CONFIGS / "model/fashion32.yaml").sag.layer
+    assert "fashion_layer: " not in script(*SMALL, "table=fashion_layer", f"rows=[{layer}]")  # the same as SAG
+    assert [(r.key, r.row) for r in store.runs() if r.table == "fashion_layer"] == [(found[1].key, layer)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table=nowhere"], "unknown table 'nowhere'; expected one of ablation_layer, "),
+        (["rows=[nowhere]"], "table fashion has no row 'nowhere'; it has no guidance, SAG, "),
+        (["num_samples=0"], "num_samples must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        script(*SMALL, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_says_what_is_published_and_what_it_costs(script, tmp_path):
+    printed = script("table=fashion", "dry_run=true", "num_samples=100", "device=cpu").splitlines()
+    hours = {line[:16].strip(): line for line in printed[1:-1]}
+    assert list(hours) == ["no guidance", "SAG", "classifier", "SAG + classifier", "CFG", "SAG + CFG", "blur"]
+    assert [int(line.split()[-4]) for line in hours.values()] == [10, 20, 10, 20, 20, 30, 20]
+    assert re.match(
+        r"\d+\.\d hours on one cpu \(.*\), at \d+\.\d+ TFLOP/s measured on fashion32 \(float32, random", printed[-1]
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def runs(*rows, num_samples=10, extractor="e", **changes):
+    facts = {"settings": {}, "scoring": {"extractor": extractor}, **changes}
+    return [
+        Run(f"{row}{seed}{num_samples}", "main", row, seed, num_samples, metrics={"fid": fid}, **facts)
+        for row, fids in rows
+        for seed, fid in enumerate(fids)
+    ]
+
+
+def test_a_table_has_means_spreads_and_published_numbers_only_where_they_compare():
+    published = {"values": {"fid": 2.0}, "num_samples": 10, "extractor": "e"}
+    (table,) = tables.lines(runs(("a", [1.0, 2.0]), ("b", [3.0]), published=published)).values()
+    text = tables.markdown(table)
+    assert text.splitlines()[0] == "| 10 samples | seeds | FID | sFID | IS | precision | recall | agreement |"
+    assert "| a | 2 | 1.500 ± 0.707 (2, -0.500) | - |" in text
+    assert "| b | 1 | 3.000 (2, +1.000) | - |" in text
+    (table,) = tables.lines(runs(("a", [1.0]), published={**published, "num_samples": 50000})).values()
+    text = tables.markdown(table)
+    assert "| a | 1 | 1.000 (2) |" in text
+    assert "are of 50000 samples and are not comparable with these runs" in text
+    failed = Run("x", "main", "c", 0, 10, {}, error="it failed")
+    assert [line.row for line in tables.lines([*runs(("a", [1.0])), failed])["main"]] == ["a"]
+    with pytest.raises(ValueError, match=r"table main mixes runs of different N \(10, 20\)"):
+        tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), num_samples=20))
+    with pytest.raises(ValueError, match="table main mixes runs of different extractors"):
+        tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), extractor="f"))
+
+
+def test_a_plot_is_drawn(tmp_path):
+    (table,) = tables.lines(runs(("no guidance", [1.0, 2.0]), ("b", [3.0]))).values()
+    tables.draw(table, table[0], tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
