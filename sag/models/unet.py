@@ -200,7 +200,8 @@ class UNet(Trunk):
         self.out_channels = out_channels
         self.num_classes = num_classes
         if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, 4 * model_channels)
+            rows = torch.randn(num_classes, 4 * model_channels)  # on the meta device, `nn.Embedding` alone imports the compiler
+            self.label_emb = nn.Embedding.from_pretrained(rows, freeze=False)
 
         heads_up = num_heads if num_heads_upsample is None else num_heads_upsample
         width, resolution, skips = self.width, self.lowest_resolution, list(self.skips)
