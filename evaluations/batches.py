@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluations.frechet import Statistics
-from sag.storage import ImageSource, NpzImages, SelectedImages, atomic, open_images, stream_array
+from sag.storage import ImageSource, NpzImages, SelectedImages, atomic, eight_bits, open_images, stream_array
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def write_reference(
     *,
     compact: bool = False,
 ) -> None:
-    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC RGB), arr_1 (their labels, if there are any), mu, sigma,
-    mu_s, sigma_s, num_images, extractor.
+    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC, grey as RGB), arr_1 (their labels, if there are any),
+    mu, sigma, mu_s, sigma_s, num_images, extractor.
 
     compact: deflated, and grey images in one channel, which ADM's own evaluator does not read. The same input gives the same
     bytes.
@@ -126,7 +126,7 @@ def write_reference(
         arrays["arr_1"] = labels[kept].astype(np.int64)
     arrays |= {"num_images": np.array(len(images)), "extractor": np.array(extractor)}
     with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        channels = images.shape[3] if compact else 3
+        channels = 3 if images.shape[3] == 1 and not compact else images.shape[3]
         shape = (len(kept), *images.shape[1:3], channels)
         parts = _parts(SelectedImages(images, kept), channels)
         stream_array(archive, "arr_0", shape, np.dtype(np.uint8), parts, compressed=compact)
@@ -136,5 +136,5 @@ def write_reference(
 
 def _parts(images: ImageSource, channels: int) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), 100):
-        part = images.read(start, start + 100)
+        part = eight_bits(images.read(start, start + 100))
         yield np.broadcast_to(part, (*part.shape[:3], channels))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from evaluations.extractors import Extractor, Features
 from sag.distributed import Claims, Process
-from sag.storage import ImageSource, LocalFolder, atomic
+from sag.storage import ImageSource, LocalFolder, atomic, eight_bits
 
 SHARD = 500  # images per file: about 10 MB of Inception features
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}, {remaining} left"
@@ -59,7 +59,7 @@ def extract(
             parts = []
             for first in range(start, stop, batch_size):
                 last = min(first + batch_size, stop)
-                found = extractor(torch.from_numpy(source.read(first, last)).permute(0, 3, 1, 2))
+                found = extractor(torch.from_numpy(eight_bits(source.read(first, last))).permute(0, 3, 1, 2))
                 _check_finite(found, first, title)
                 parts.append(found)
                 claims.beat()

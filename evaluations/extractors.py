@@ -24,31 +24,35 @@ class Features(NamedTuple):
 class Extractor(ABC, nn.Module):
     """A frozen feature network in float32. `id` names network, weights and preprocessing: other id, other numbers.
 
-    notes: what a reader of the scores must know of this extractor. classes: how many labels its logits are about, or None where
-    they are not about the labels of the samples.
+    channels: of the images that it takes. notes: what a reader of the scores must know of this extractor. classes: how many
+    labels its logits are about, or None where they are not about the labels of the samples.
     """
 
     id: str
+    channels: int = 3
     notes: tuple[str, ...] = ()
     classes: int | None = None
 
     @abstractmethod
     def features(self, x: Tensor) -> Features:
-        """Features of images (n, 3, H, W), float32 with the values 0 to 255."""
+        """Features of images (n, channels, H, W), float32 with the values 0 to 255."""
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
-        """Features, float32 on the device of the network, of images (n, C, H, W) uint8; one channel counts as three equal.
+        """Features, float32 on the device of the network, of images (n, C, H, W) uint8; one channel counts as many equal ones.
 
         Raises:
-            ValueError: neither one channel nor three, or the network returned something else than (n, D) features.
+            ValueError: neither one channel nor as many as it takes, or the network returned other than features (n, D).
         """
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"extractors take grey or RGB images, got {images.shape[1]} channels")
+        if images.shape[1] not in (1, self.channels):
+            raise ValueError(
+                f"{type(self).__name__} takes images of 1 or {self.channels} channels, got {images.shape[1]}; for others give "
+                "your own network with extractor=module, and a number for each channel in extractor.mean and extractor.std"
+            )
         parameter = next(self.parameters(), None)
         x = images.to(images.device if parameter is None else parameter.device).float()
         with float32_products():
-            found = self.features(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+            found = self.features(x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else x)
         for name, value in zip(found._fields, found, strict=True):
             if value is not None and value.shape[:-1] != (len(images),):
                 raise ValueError(
@@ -60,10 +64,11 @@ class Extractor(ABC, nn.Module):
 
 
 class ModuleExtractor(Extractor):
-    """Any network that maps (n, 3, H, W) to features (n, D), to (features, logits), or to a mapping of pool, spatial, logits.
+    """Any network that maps images (n, channels, H, W) to features (n, D), to (features, logits), or to a mapping of pool,
+    spatial, logits.
 
-    size: images are resized to size x size (bicubic, antialiased); None leaves them as they are. mean, std: a network gets
-    (value / 255 - mean) / std for each of three channels; std = 1/255 hands it the values 0 to 255.
+    size: images are resized to size x size (bicubic, antialiased); None leaves them as they are. mean, std: a number for each
+    channel, of which a network gets (value / 255 - mean) / std; std = 1/255 hands it the values 0 to 255.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class ModuleExtractor(Extractor):
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.network = network.eval()
+        if len(mean) != len(std):
+            raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected one of each for every channel")
+        self.network, self.channels = network.eval(), len(mean)
         for parameter in network.parameters():  # TorchScript knows no requires_grad_
             parameter.requires_grad_(False)
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
@@ -86,7 +93,7 @@ class ModuleExtractor(Extractor):
         """See `Extractor.features`."""
         if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         found = self.network((x / 255 - mean) / std)
         if isinstance(found, Tensor):
             return Features(found)

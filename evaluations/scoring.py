@@ -16,6 +16,7 @@ from evaluations.inception_score import InceptionScore
 from evaluations.kernel import kernel_distance
 from evaluations.neighbours import DistanceDtype, density_coverage, precision_recall
 from sag.distributed import Process
+from sag.storage import eight_bits
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage", "agreement")
 OF_SAMPLES = frozenset({"is", "agreement"})  # need no reference
@@ -138,7 +139,7 @@ def _check_pair(samples: Batch, reference: Batch, extractor: Extractor) -> Featu
         if batch.images is not None:
             sizes.append(f"{batch.images.shape[1]}x{batch.images.shape[2]}")
             if probe is None:
-                probe = extractor(torch.from_numpy(batch.images.read(0, 1)).permute(0, 3, 1, 2))
+                probe = extractor(torch.from_numpy(eight_bits(batch.images.read(0, 1))).permute(0, 3, 1, 2))
     if len(set(sizes)) > 1:
         raise ValueError(
             f"{samples.path} has images of {sizes[0]}, {reference.path} of {sizes[1]}; scores compare images of one size: "

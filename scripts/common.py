@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,7 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
 
     Raises:
         ValueError: weights that do not fit, with the names of the configs that they do fit.
+        OSError: weights that cannot be fetched, with their size and the command that fetches them.
     """
     with torch.device("meta"):
         network = instantiate(node.network, _convert_="all")
@@ -217,8 +218,29 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
         fitting = _fitting_configs(error.shapes)
         advice = f"its entries fit {' or '.join(fitting)}" if fitting else "no config in configs/ has these entries"
         raise ValueError(f"{error}; {advice}") from error
+    except OSError as error:
+        if "://" not in node.checkpoint:
+            raise
+        size = sum(4 * value.numel() for value in network.state_dict().values()) / 1e9
+        raise OSError(
+            f"{error}; where there is one, python scripts/download.py what=[{node.name}] fetches the {size:.2f} GB"
+        ) from error
     set_up(network, device, precision, compiled)
     return network
+
+
+def image_size(network: Any, size: Sequence[int] | None) -> tuple[int, int]:
+    """(height, width) in pixels: those of a config's `size`, or the network's own square.
+
+    Raises:
+        ValueError: not two numbers, or a size that the network cannot halve as often as it does.
+    """
+    if size is None:
+        return network.image_size, network.image_size
+    factor = network.image_size // getattr(network, "lowest_resolution", network.image_size)
+    if len(size) != 2 or min(size) < 1 or any(length % factor for length in size):
+        raise ValueError(f"size must be [height,width] in pixels, both divisible by {factor} here, got {list(size)}")
+    return size[0], size[1]
 
 
 def _fitting_configs(shapes: dict[str, tuple[int, ...]]) -> list[str]:

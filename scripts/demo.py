@@ -7,20 +7,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import pick_device, run
+from common import run
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig
 from rows import COLUMNS, compose_row
-from visualize import draw_strip, look
+from visualize import draw_masks
 
 from sag import storage
 
 matplotlib.use("agg")
 SHOWN = 10  # samples of each row in the picture
-WATCHED = 4  # samples whose masks are drawn
-MOMENTS = 10  # steps that are drawn
 
 
 @dataclass
@@ -59,14 +57,6 @@ def draw_samples(images: Mapping[str, storage.Images], path: Path) -> None:
     save(figure, path)
 
 
-def draw_masks(cfg: DictConfig, path: Path) -> None:
-    """What SAG sees of some samples: the predicted clean image over the steps, red where it is blurred."""
-    run_cfg = compose("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
-    device = pick_device(cfg.device, "float32")
-    (moments,) = look(run_cfg, None, range(WATCHED), MOMENTS, device).values()
-    draw_strip(moments, path, ["mask"])
-
-
 def draw_scores(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """A bar for every row in a panel for every metric."""
     figure = Figure(figsize=(2.2 * len(COLUMNS), 0.4 * len(scores) + 1))
@@ -103,7 +93,8 @@ def main(cfg: DictConfig) -> None:
         scores[name] = dict(run.metrics)
         images[name] = storage.read_samples(next(folder.glob("samples_*.npz")))[0]
     draw_samples(images, out / "samples.png")
-    draw_masks(cfg, out / "masks.png")
+    sag = compose("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
+    draw_masks(sag, cfg.device, out / "masks.png")
     draw_scores(scores, out / "scores.png")
     text = table(scores, cfg.num_samples)
     with storage.atomic(out / "table.md") as file:

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from plan import plan
 from rows import Row, compose_row
+from visualize import draw_masks
 
 from evaluations.results import Results
 from sag.distributed import Process
@@ -72,6 +73,8 @@ def main(cfg: DictConfig) -> None:
         folder = Path(cfg.out) / row.key[:12]
         found = row.run(folder, cfg.device)
         if found is not None:
+            if "sag" in row.cfg.guidance:
+                draw_masks(row.cfg, cfg.device, folder / "masks.png")  # for the report
             results.add(found)
             if not cfg.keep_samples:
                 for path in folder.glob("samples_*.npz"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import build_guidance, check_folder, device_name, load, pick_device, provenance, run, to_json
+from common import build_guidance, check_folder, device_name, image_size, load, pick_device, provenance, run, to_json
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -43,6 +43,8 @@ class SampleConfig:
     batch_size: int = MISSING
     seed: int = MISSING
     indices: list[int] | None = None
+    size: list[int] | None = None
+    bits: int = MISSING
     labels: Any = MISSING
     low_res: str | None = None
     precision: str = MISSING
@@ -156,7 +158,8 @@ def describe(job: "Job", out: storage.Folder) -> None:
     passes = sorted({denoiser.passes(t) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in denoiser.guidance)
     parameters = sum(p.numel() for p in network.parameters())
-    size = f"{network.image_size}x{network.image_size}x{network.image_channels}"
+    channels, height, width = job.shape
+    size = f"{height}x{width}x{channels}"
     print(f"model     {cfg.model.name}: {parameters / 1e6:.1f} M parameters, {size}, weights {cfg.model.checkpoint}")
     print(f"precision {cfg.precision}{', compiled' if cfg.compile else ''}")
     print(f"sampler   {type(instantiate(cfg.sampler)).__name__}, {steps} steps")
@@ -229,13 +232,14 @@ class Job:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image as the network makes it."""
         network = self.denoiser.network
-        return network.image_channels, network.image_size, network.image_size
+        return network.image_channels, *image_size(network, self.cfg.size)
 
     @property
     def target(self) -> str:
         """The name of the packed samples."""
         channels, height, width = self.shape
-        return f"samples_{len(self.indices)}x{height}x{width}x{3 if channels == 1 else channels}.npz"  # as storage.quantise
+        stored = 3 if channels == 1 and self.cfg.bits == 8 else channels  # as storage.quantise
+        return f"samples_{len(self.indices)}x{height}x{width}x{stored}.npz"
 
     @property
     def shards(self) -> dict[str, slice]:
@@ -250,11 +254,14 @@ def prepare(cfg: DictConfig) -> Job:
     Raises:
         ValueError: what cannot be sampled; nothing is written.
     """
+    if cfg.bits not in storage.BITS:
+        raise ValueError(f"bits must be 8 or 16, got {cfg.bits}")
     indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
     network = load(cfg.model, device, cfg.precision, cfg.compile)
     guidance = build_guidance(cfg.guidance, lambda node: load(node, device, cfg.precision, cfg.compile))
     sampler: Sampler = instantiate(cfg.sampler)
     denoiser = Denoiser(network, instantiate(cfg.model.diffusion).respace(sampler.steps), cfg.model.null_label)
+    image_size(network, cfg.size)
     low_res, low_res_labels = read_low_res(cfg, network, indices)
     labels = low_res_labels or choose_labels(cfg, indices, denoiser, guidance)
     return Job(cfg, indices, labels, denoiser, guidance, sampler, low_res, device)
@@ -265,8 +272,7 @@ def make(job: Job, rows: slice, watch: Callable[[float], None]) -> torch.Tensor:
     noise = SampleNoise(job.cfg.seed, job.indices[rows], job.shape, job.device)
     denoiser = job.denoiser
     if job.low_res is not None:
-        small = torch.from_numpy(job.low_res.read(rows.start, rows.stop)).permute(0, 3, 1, 2)
-        denoiser = replace(denoiser, low_res=small.to(job.device) / 127.5 - 1)
+        denoiser = replace(denoiser, low_res=storage.dequantise(job.low_res.read(rows.start, rows.stop), job.device))
     y = None if job.labels is None else torch.tensor(job.labels[rows], device=job.device)
     guided = GuidedDenoiser(denoiser, job.guidance, noise.mask)
     for step in sample(guided, job.sampler, noise.initial(), y, noise=noise.step):
@@ -283,6 +289,7 @@ def remove_damaged(job: Job, out: storage.Folder) -> None:
     for name in sorted(out.names(SHARDS) & set(job.shards)):
         try:
             if storage.read_shard(out, f"{SHARDS}/{name}").settings != fingerprint(identity(job.cfg)):
+                check_folder(out, identity(job.cfg))  # names the keys that differ
                 raise ValueError(
                     f"{out}/{SHARDS}/{name} is a shard of a run with other settings; remove it, or give another out"
                 )
@@ -319,7 +326,8 @@ def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
             check_folder(out, settings)  # a run of other settings may have begun here meanwhile
             made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begin}
             labels = None if job.labels is None else np.asarray(job.labels[rows])
-            shard = storage.Shard(storage.quantise(images), labels, np.asarray(job.indices[rows]), fingerprint(settings), made)
+            levels = storage.quantise(images, job.cfg.bits)
+            shard = storage.Shard(levels, labels, np.asarray(job.indices[rows]), fingerprint(settings), made)
             storage.write_shard(out, f"{SHARDS}/{name}", shard)
 
 
@@ -337,7 +345,7 @@ def finish(job: Job, out: storage.Folder, process: Process) -> None:
             for name in names[: -(-GRID // job.cfg.batch_size)]:
                 shown += list(storage.read_shard(out, name).images[: GRID - len(shown)])
             with out.writer("grid.png") as file:
-                Image.fromarray(picture(np.stack(shown))).save(file, "PNG")
+                Image.fromarray(storage.picture(np.stack(shown))).save(file, "PNG")
             out.write("record.json", to_json(record(job, contents.made)))
             storage.pack(out, names, contents, job.target, claims.beat)
         except storage.DamagedShard as error:
@@ -348,16 +356,22 @@ def finish(job: Job, out: storage.Folder, process: Process) -> None:
         print(f"wrote     {out}/{job.target}, grid.png, config.yaml and record.json", flush=True)
 
 
+def finished(job: Job, out: storage.Folder) -> bool:
+    """Whether the target is there.
+
+    Raises:
+        ValueError: it is, and a run of other settings made it.
+    """
+    if job.target not in out.names():
+        return False
+    check_folder(out, identity(job.cfg))
+    return True
+
+
 def tidy(out: storage.Folder) -> None:
     """Remove what only an unfinished run needs."""
     out.remove_folder(SHARDS)
     out.remove_leftovers()
-
-
-def picture(images: storage.Images) -> storage.Images:
-    """A grid of images as PIL takes it."""
-    tiled = storage.grid(images[..., :3])
-    return tiled if tiled.shape[2] == 3 else tiled[..., 0]
 
 
 def main(cfg: DictConfig) -> None:
@@ -369,14 +383,14 @@ def main(cfg: DictConfig) -> None:
         describe(job, out)
     device = f"{job.device} ({device_name(job.device)})"
     print(f"process   rank {process.rank} of {process.world} on {socket.gethostname()}, {device}", flush=True)
-    if job.target in out.names():
+    if finished(job, out):
         tidy(out)
         print(f"done      {out}/{job.target} is there already, with these settings")
         return
     if process.main:
         remove_damaged(job, out)
     with Stop() as stop:
-        while job.target not in out.names():
+        while not finished(job, out):
             work(job, out, process, stop)
             finish(job, out, process)
 

@@ -1,6 +1,7 @@
 """Train a diffusion model or a noisy-image classifier: python scripts/train.py data=... out=run; again to continue."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import check_folder, device_name, pick_device, run
+from common import check_folder, device_name, image_size, pick_device, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -37,6 +38,7 @@ class TrainConfig:
     task: Any = MISSING
     data: Any = MISSING
     settings: Any = MISSING
+    size: list[int] | None = None
     start: str | None = None
     compile: bool = MISSING
     device: str = MISSING
@@ -52,18 +54,21 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 def identity(cfg: DictConfig) -> DictConfig:
     """The settings that decide the weights: all but the length, where it runs and what it reports."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    kept = {key: settings[key] for key in ("task", "data", "settings", "start")}
+    kept = {key: settings[key] for key in ("task", "data", "size", "settings", "start")}
     if not kept["settings"]["anneal"]:
         del kept["settings"]["steps"]  # a longer run may continue a shorter one
     return OmegaConf.create(kept)
 
 
-def check_data(data: ImageSource, network: nn.Module) -> None:
-    """Raise a ValueError if the network does not take these images."""
-    expected = (network.image_size, network.image_size, network.in_channels)
+def check_data(data: ImageSource, network: nn.Module, size: Sequence[int] | None) -> None:
+    """Raise a ValueError if the network does not take these images. size: (height, width), or None for its own square."""
+    expected = (*image_size(network, size), network.in_channels)
     if data.shape[1:] != expected:
         shapes = ["x".join(map(str, shape)) for shape in (data.shape[1:], expected)]
-        raise ValueError(f"the data has images of {shapes[0]}, the network takes {shapes[1]} (height, width, channels)")
+        raise ValueError(
+            f"the data has images of {shapes[0]}, the network takes {shapes[1]} (height, width, channels); "
+            "size=[height,width] trains it on another size"
+        )
 
 
 def draw(trainer: Trainer, cfg: DictConfig) -> None:
@@ -72,14 +77,14 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
     network.load_state_dict(trainer.averaged(max(trainer.ema)))
     network.eval().requires_grad_(False)
     diffusion = instantiate(cfg.model.diffusion).respace(f"ddim{cfg.grid_steps}")
-    shape = (network.in_channels, network.image_size, network.image_size)
+    shape = (network.in_channels, *image_size(network, cfg.size))
     noise = SampleNoise(0, range(GRID), shape, trainer.device)
     y = None
     if network.num_classes is not None:
         y = torch.arange(GRID, device=trainer.device) % (network.num_classes - (cfg.model.null_label is not None))
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
     *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), y, noise=noise.step)
-    picture = storage.grid(storage.quantise(last.x))
+    picture = storage.picture(storage.quantise(last.x))
     with storage.atomic(trainer.out / f"grid{trainer.step:06d}.png") as file:
         Image.fromarray(picture).save(file, "PNG")
 
@@ -119,7 +124,7 @@ def main(cfg: DictConfig) -> None:
         load_weights(network, cfg.start)
     network.to(device)
     objective: Objective = instantiate(cfg.task.objective, _convert_="object")
-    check_data(data, network)
+    check_data(data, network, cfg.size)
     join(process, device)
     try:
         trainer = Trainer(network, objective, data, settings, out, process=process, compiled=cfg.compile)

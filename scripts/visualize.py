@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from common import build_guidance, load, pick_device, run
+from common import build_guidance, image_size, load, pick_device, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
@@ -27,6 +27,7 @@ from sag.noise import SampleNoise
 
 matplotlib.use("agg")
 PIXELS = 96  # the least size of an image in the GIF
+SHOWN, MOMENTS = 4, 10  # samples and steps of a run that are drawn
 MILLISECONDS = 400  # a moment of the GIF
 
 
@@ -40,6 +41,7 @@ class VisualizeConfig:
     guidance: dict[str, Any] = field(default_factory=dict)
     samples: builtins.list[int] = MISSING
     seed: int = MISSING
+    size: Any = None
     labels: Any = MISSING
     layers: builtins.list[str] | None = None
     moments: int = MISSING
@@ -182,10 +184,17 @@ def look(
         lenses[layer].check(denoiser)
     labels = choose_labels(cfg, samples, denoiser, guidance)
     y = None if labels is None else torch.tensor(labels, device=device)
-    shape = (network.image_channels, network.image_size, network.image_size)
+    shape = (network.image_channels, *image_size(network, cfg.size))
     noise = SampleNoise(cfg.seed, samples, shape, device)
     states = trajectory(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise, y, count)
     return {layer: [observe(denoiser, sag, x_t, t, y, noise) for t, x_t in states.items()] for layer, sag in lenses.items()}
+
+
+def draw_masks(cfg: DictConfig, device: str, path: Path) -> None:
+    """A PNG of what SAG sees of a run's first samples: where it blurs, and what comes of it. cfg: as of scripts/sample.py."""
+    samples = range(min(SHOWN, cfg.num_samples))
+    (moments,) = look(cfg, None, samples, MOMENTS, pick_device(device, cfg.precision)).values()
+    draw_strip(moments, path, ["mask", "degraded"])
 
 
 def main(cfg: DictConfig) -> None:

@@ -86,10 +86,10 @@ def small_denoiser(steps=4, null_label=None, **changes):
 class TinyNetwork(torch.nn.Module):
     """A feature network that takes no time: colours over a 4 x 4 grid, two spatial maps, and logits of ten classes."""
 
-    def __init__(self, scale=1.0):
+    def __init__(self, scale=1.0, channels=3):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(scale))
-        weights = np.random.default_rng(0).standard_normal((48, 10)).astype(np.float32)
+        weights = np.random.default_rng(0).standard_normal((16 * channels, 10)).astype(np.float32)
         self.register_buffer("head", torch.from_numpy(weights))
 
     def forward(self, x):

@@ -25,7 +25,7 @@ def test_public_names():
 def test_sample_takes_the_agreed_keys():
     from helpers import ROOT
 
-    config = OmegaConf.load(ROOT / "configs/sample.yaml")
+    config = OmegaConf.load(ROOT / "configs/sampling.yaml")
     groups = {str(key).removeprefix("optional ") for entry in config.defaults if OmegaConf.is_dict(entry) for key in entry}
     agreed = "model classifier guidance sampler num_samples batch_size seed indices precision compile device out"
     assert set(agreed.split()) <= groups | set(config)

@@ -3,15 +3,15 @@
 from sag.storage.downloads import cache_folder, cached, fetch, remote_size
 from sag.storage.files import atomic
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
-from sag.storage.images import ArrayImages, FolderImages, Images, ImageSource, NpzImages, SelectedImages, open_images
+from sag.storage.images import ArrayImages, FolderImages, ImageSource, NpzImages, SelectedImages, open_images
+from sag.storage.levels import BITS, Images, dequantise, eight_bits, from_values, quantise, to_values
 from sag.storage.shards import (
     Contents,
     DamagedShard,
     Shard,
     check_shards,
-    grid,
     pack,
-    quantise,
+    picture,
     read_samples,
     read_shard,
     stream_array,
@@ -19,6 +19,7 @@ from sag.storage.shards import (
 )
 
 __all__ = [
+    "BITS",
     "ArrayImages",
     "BlobFolder",
     "Contents",
@@ -35,15 +36,19 @@ __all__ = [
     "cache_folder",
     "cached",
     "check_shards",
+    "dequantise",
+    "eight_bits",
     "fetch",
-    "grid",
+    "from_values",
     "open_folder",
     "open_images",
     "pack",
+    "picture",
     "quantise",
     "read_samples",
     "read_shard",
     "remote_size",
     "stream_array",
+    "to_values",
     "write_shard",
 ]

@@ -1,4 +1,4 @@
-"""Collections of uint8 images, read a few at a time: an npz as ADM writes it, a folder of image files, an array."""
+"""Collections of images, read a few at a time: an npz as ADM writes it, a folder of image files, an array."""
 
 import contextlib
 import struct
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Images = NDArray[np.uint8]
+from sag.storage.levels import Images, from_values
+
 LOSSLESS = {".png"}
 LOSSY = {".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class ImageSource(ABC):
-    """Images of one size: `shape` is (N, H, W, C), `fingerprint` changes when the images do."""
+    """Images of one size, in levels of 8 or 16 bits: `shape` is (N, H, W, C), `fingerprint` changes when the images do."""
 
     shape: tuple[int, int, int, int]
     fingerprint: str
@@ -31,10 +32,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Images:
-        """Images start to stop - 1, uint8 (n, H, W, C)."""
+        """Images start to stop - 1, uint8 or uint16 (n, H, W, C)."""
 
     def take(self, rows: NDArray[np.int64]) -> Images:
-        """The images of any rows, uint8 (n, H, W, C)."""
+        """The images of any rows, uint8 or uint16 (n, H, W, C)."""
         return np.concatenate([self.read(i, i + 1) for i in rows.tolist()])
 
     def labels(self) -> NDArray[np.int64] | None:
@@ -46,7 +47,7 @@ class ImageSource(ABC):
 
 
 class ArrayImages(ImageSource):
-    """Images that are in memory, uint8 (N, H, W, C), and their labels (N,) if there are any."""
+    """Images that are in memory, uint8 or uint16 (N, H, W, C), and their labels (N,) if there are any."""
 
     def __init__(self, images: Images, labels: NDArray[np.int64] | None = None) -> None:
         self.images, self.shape, self._labels = images, images.shape, labels
@@ -96,7 +97,7 @@ class NpzImages(ImageSource):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an npz; damaged; no arr_0; or arr_0 is not uint8 NHWC with 1 or 3 channels.
+        ValueError: not an npz; damaged; no arr_0; or arr_0 is neither uint8 nor uint16 NHWC.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -114,8 +115,8 @@ class NpzImages(ImageSource):
             self._offset = _data_offset(self.path, info) + self._header if stored else None
         _check_layout(self.path, shape, fortran, dtype)
         self.shape = (shape[0], shape[1], shape[2], shape[3])
-        self._row = int(np.prod(shape[1:]))
-        if info.file_size != self._header + shape[0] * self._row:
+        self._row, self._dtype = int(np.prod(shape[1:])), dtype
+        if info.file_size != self._header + shape[0] * self._row * dtype.itemsize:
             raise ValueError(
                 f"{self.path} is damaged (arr_0 has another length than its header says); make or download it again"
             )
@@ -131,15 +132,15 @@ class NpzImages(ImageSource):
         count = (min(stop, len(self)) - start) * self._row
         with _damage_named(self.path):
             if self._offset is not None:
-                data = np.fromfile(self.path, np.uint8, count, offset=self._offset + start * self._row)
+                place = self._offset + start * self._row * self._dtype.itemsize
+                data = np.fromfile(self.path, self._dtype, count, offset=place)
             else:
-                place = self._header + start * self._row
+                place = self._header + start * self._row * self._dtype.itemsize
                 if self._member is None or self._member.tell() > place:
                     self._member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115, it stays open for the next call
                 self._member.seek(place)
-                data = np.frombuffer(
-                    bytearray(self._member.read(count)), np.uint8
-                )  # a copy that can be written, as torch wants
+                held = bytearray(self._member.read(count * self._dtype.itemsize))  # can be written, as torch wants
+                data = np.frombuffer(held[: len(held) - len(held) % self._dtype.itemsize], self._dtype)
             if data.size != count:
                 raise EOFError("it ends within arr_0")
         return data.reshape(-1, *self.shape[1:])
@@ -184,9 +185,11 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _check_layout(path: Path, shape: Sequence[int], fortran: bool, dtype: np.dtype) -> None:
     if dtype.hasobject:
         raise ValueError(f"arr_0 of {path} is pickled Python objects, which are not loaded; save a uint8 array")
-    if dtype != np.uint8:
+    if dtype not in (np.uint8, np.uint16):
         advice = "; quantise samples in [-1, 1] as trunc((x + 1) * 127.5)" if dtype.kind == "f" else ""
-        raise ValueError(f"arr_0 of {path} is {dtype} of shape {tuple(shape)}; expected uint8 images (N, H, W, C){advice}")
+        raise ValueError(
+            f"arr_0 of {path} is {dtype} of shape {tuple(shape)}; expected uint8 or uint16 images (N, H, W, C){advice}"
+        )
     if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
         advice = "; this looks like (N, C, H, W): save images.transpose(0, 2, 3, 1)" if len(shape) == 4 else ""
         raise ValueError(f"arr_0 of {path} has shape {tuple(shape)}; expected (N, H, W, C){advice}")
@@ -197,30 +200,43 @@ def _check_layout(path: Path, shape: Sequence[int], fortran: bool, dtype: np.dty
 
 
 class FolderImages(ImageSource):
-    """The image files of a folder and its subfolders, in the order of their paths, as RGB.
+    """The image files of a folder and its subfolders, in the order of their paths, as RGB or grey.
 
-    size: None takes PNGs of one size as they are. A number takes any image, and brings it to size x size as ADM did with its
-    training images: halved by box filter while twice as large, bicubic to the short side, cropped around the centre.
+    size: None takes PNGs of one size as they are. A number, or (height, width), takes any image, and brings it to that size as
+    ADM did with its training images: halved by box filter while twice as large, bicubic until it covers the size, cropped
+    around the centre. grey: one channel. value_range: the values (low, high) of files with one channel of 8, 16 or 32 bits that
+    are to be the model's -1 and 1; the images are then grey, in 16-bit levels (see `from_values`).
 
     Raises:
-        ValueError: no images, lossy files without `size`, or (when read) images of other sizes, with alpha or 16 bits.
+        ValueError: no images, lossy files without `size`, or (when read) images of other sizes, with alpha, or with 16 bits but
+            no value_range.
     """
 
-    def __init__(self, path: str | Path, size: int | None = None) -> None:
-        self.path, self.size = Path(path), size
+    def __init__(
+        self,
+        path: str | Path,
+        size: int | Sequence[int] | None = None,
+        grey: bool = False,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        self.path, self.grey, self.value_range = Path(path), grey, value_range
+        self.size = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size must be a number or [height, width] in pixels, got {size}")
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder {self.path}")
         self.files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in LOSSLESS | LOSSY)
         if not self.files:
             raise ValueError(f"{self.path} holds no images; expected .png files")
         lossy = [file for file in self.files if file.suffix.lower() not in LOSSLESS]
-        if lossy and size is None:
+        if lossy and self.size is None:
             raise ValueError(
                 f"{lossy[0]} is not a PNG: lossy or converted images score differently from what the model wrote; save PNGs"
             )
         self.shape = (len(self.files), *self._decode(self.files[0]).shape)
         stats = [(str(file.relative_to(self.path)), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
-        self.fingerprint = sha256(repr((stats, size)).encode()).hexdigest()
+        options = (self.size, grey, None if value_range is None else tuple(value_range))
+        self.fingerprint = sha256(repr((stats, options)).encode()).hexdigest()
 
     def read(self, start: int, stop: int) -> Images:
         """See `ImageSource.read`.
@@ -260,20 +276,33 @@ class FolderImages(ImageSource):
                 image.load()
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{file} is not a readable image ({error})") from error
-        if image.mode not in ("L", "RGB", "P", "1") and (self.size is None or image.mode.startswith(("I", "F"))):
+        deep = image.mode.startswith(("I", "F"))
+        if self.value_range is not None:
+            if not deep and image.mode != "L":
+                raise ValueError(f"{file} has mode {image.mode}; with value_range, expected one channel of 8, 16 or 32 bits")
+            values = Image.fromarray(np.asarray(image, np.float32))
+            cut = values if self.size is None else centre_crop(values, *self.size)
+            return from_values(np.asarray(cut)[..., None], self.value_range)
+        if deep:
+            raise ValueError(
+                f"{file} has mode {image.mode}, more than 8 bits; expected 8-bit grey or RGB, or say with "
+                "value_range=[low, high] which values are black and white"
+            )
+        if image.mode not in ("L", "RGB", "P", "1") and self.size is None:
             raise ValueError(f"{file} has mode {image.mode}; expected 8-bit grey or RGB without alpha")
-        rgb = image.convert("RGB")
-        return np.asarray(rgb if self.size is None else centre_crop(rgb, self.size))
+        shown = image.convert("L" if self.grey else "RGB")
+        levels = np.asarray(shown if self.size is None else centre_crop(shown, *self.size))
+        return levels[..., None] if self.grey else levels
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Crop and resize to size x size with the filters that ADM's training data went through."""
-    while min(image.size) >= 2 * size:
+def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Crop and resize to height x width with the filters that ADM's training data went through."""
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def open_images(path: str | Path) -> ImageSource:

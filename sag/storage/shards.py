@@ -12,19 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sag.storage.folders import Folder
-from sag.storage.images import Images, NpzImages
-
-
-def quantise(x: Tensor) -> Images:
-    """Images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C), as ADM does it: truncated (x + 1) * 127.5.
-
-    One grey channel is repeated to three, which ADM's files and every evaluator have.
-    """
-    levels = ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
-    return levels.expand(-1, -1, -1, 3 if x.shape[1] == 1 else -1).contiguous().cpu().numpy()
+from sag.storage.images import NpzImages
+from sag.storage.levels import Images, eight_bits
 
 
 class DamagedShard(ValueError):
@@ -37,7 +28,7 @@ class DamagedShard(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Some samples of a run: images (n, H, W, C) uint8, labels (n,) or None, indices (n,) int64.
+    """Some samples of a run: images (n, H, W, C) uint8 or uint16, labels (n,) or None, indices (n,) int64.
 
     settings: a hash of all that decides the samples. made: where and when, for `status`; no part of the checksum.
     """
@@ -98,6 +89,7 @@ class Contents:
 
     count: int
     shape: tuple[int, ...]
+    dtype: np.dtype
     labels: NDArray[np.int64] | None
     made: Sequence[Mapping[str, Any]]
 
@@ -135,7 +127,7 @@ def check_shards(
             labels.append(shard.labels)
     if found != list(indices):
         raise ValueError(f"the shards in {folder} do not hold the samples asked for; remove its folder shards and run again")
-    return Contents(len(found), shard.images.shape[1:], np.concatenate(labels) if labels else None, made)
+    return Contents(len(found), shard.images.shape[1:], shard.images.dtype, np.concatenate(labels) if labels else None, made)
 
 
 def pack(
@@ -148,7 +140,7 @@ def pack(
     """
     with folder.writer(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         parts = _images(folder, names, beat)
-        stream_array(archive, "arr_0", (contents.count, *contents.shape), np.dtype(np.uint8), parts)
+        stream_array(archive, "arr_0", (contents.count, *contents.shape), contents.dtype, parts)
         if contents.labels is not None:
             stream_array(archive, "arr_1", contents.labels.shape, np.dtype(np.int64), [contents.labels])
 
@@ -179,7 +171,7 @@ def stream_array(
 
 
 def read_samples(path: Path) -> tuple[Images, NDArray[np.int64] | None]:
-    """All images (N, H, W, C) uint8 and the labels (N,) of a shard or a small sample batch.
+    """All images (N, H, W, C) and the labels (N,) of a shard or a small sample batch.
 
     Raises:
         As `NpzImages`.
@@ -188,13 +180,16 @@ def read_samples(path: Path) -> tuple[Images, NDArray[np.int64] | None]:
     return source.read(0, len(source)), source.labels()
 
 
-def grid(images: Images) -> Images:
-    """Tile images (N, H, W, C) into one (rows * H, columns * W, C), as square as possible; free places are black."""
+def picture(images: Images) -> NDArray[np.uint8]:
+    """Tile images (N, H, W, C) into one as PIL takes it, (rows * H, columns * W, 3) or without the last axis in grey.
+
+    The tiling is as square as possible, and free places are black. Of other than three channels the first is shown.
+    """
     n, height, width, channels = images.shape
+    shown = 3 if channels == 3 else 1
     columns = int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
-    tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
-    tiles[:n] = images
-    return (
-        tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-    )
+    tiles = np.zeros((rows * columns, height, width, shown), np.uint8)
+    tiles[:n] = eight_bits(images[..., :shown])
+    tiled = tiles.reshape(rows, columns, height, width, shown).swapaxes(1, 2)
+    return np.squeeze(tiled.reshape(rows * height, columns * width, shown), 2 if shown == 1 else ())

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from sag.distributed import Process
-from sag.storage import Images, ImageSource, atomic
+from sag.storage import Images, ImageSource, atomic, dequantise
 from sag.training.losses import Objective
 
 
@@ -260,7 +260,7 @@ class Trainer:
     def _batch(self, rows: NDArray[np.int64], images: Images) -> tuple[Tensor, Tensor | None]:
         """Images (n, C, H, W) in [-1, 1] and labels (n,) on the device."""
         s = self.settings
-        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = dequantise(images, self.device)
         if s.flip:
             mirrored = torch.from_numpy(np.random.default_rng([s.seed, self.step, self.process.rank]).random(len(rows)) < 0.5)
             x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(3), x)

@@ -69,7 +69,7 @@ def test_a_batch_gives_what_single_images_give(network):
 def test_grey_counts_as_three_equal_channels(network):
     grey = pictures(2)[:, :1]
     assert torch.equal(network(grey).pool, network(grey.expand(-1, 3, -1, -1)).pool)
-    with pytest.raises(ValueError, match="extractors take grey or RGB images, got 2 channels"):
+    with pytest.raises(ValueError, match="Inception takes images of 1 or 3 channels, got 2"):
         network(pictures(2)[:, :2])
 
 

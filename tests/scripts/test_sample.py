@@ -141,6 +141,19 @@ def test_other_settings_are_refused_and_named(script, tmp_path):
     assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
+def test_a_run_of_other_settings_that_finished_meanwhile_is_not_taken_for_this_one(script, tmp_path, monkeypatch):
+    prepare = sample.prepare
+
+    def while_another_run_finishes(cfg):
+        monkeypatch.setattr(sample, "prepare", prepare)
+        script(*QUICK, f"out={tmp_path / 'out'}", "seed=1")
+        return prepare(cfg)
+
+    monkeypatch.setattr(sample, "prepare", while_another_run_finishes)
+    with pytest.raises(SystemExit, match=r"holds results of other settings.*: seed \(1 there, 0 here\)$"):
+        script(*QUICK, f"out={tmp_path / 'out'}")
+
+
 def test_without_out_the_folder_is_named_by_the_settings(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [

@@ -14,13 +14,16 @@ def images(n=7, height=5, width=4):
     return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_any_rows_of_an_npz(tmp_path, save):
-    save(tmp_path / "x.npz", arr_1=np.arange(7), arr_0=images())
+def test_any_rows_of_an_npz(tmp_path, save, dtype):
+    expected = (images() * dtype(np.iinfo(dtype).max // 255)).astype(dtype)
+    save(tmp_path / "x.npz", arr_1=np.arange(7), arr_0=expected)
     source = open_images(tmp_path / "x.npz")
     assert (source.shape, len(source)) == ((7, 5, 4, 3), 7)
     for start, stop in [(0, 3), (3, 7), (6, 9), (1, 2), (2, 2)]:
-        assert np.array_equal(source.read(start, stop), images()[start:stop])
+        assert source.read(start, stop).dtype == dtype
+        assert np.array_equal(source.read(start, stop), expected[start:stop])
     source.verify()
     assert source.labels().tolist() == list(range(7))
 
@@ -74,7 +77,7 @@ def save_raw(path, name, data):
 
 
 BROKEN = {
-    "arr_0 of .* is float32 .*expected uint8 images .*trunc": lambda p: np.savez(p, images().astype(np.float32)),
+    "arr_0 of .* is float32 .*expected uint8 or uint16 images .*trunc": lambda p: np.savez(p, images().astype(np.float32)),
     "arr_0 of .* is int64 .*expected uint8": lambda p: np.savez(p, images().astype(np.int64)),
     r"looks like \(N, C, H, W\): save images.transpose": lambda p: np.savez(p, np.zeros((2, 3, 8, 8), np.uint8)),
     r"has shape \(2, 8, 8\); expected \(N, H, W, C\)$": lambda p: np.savez(p, np.zeros((2, 8, 8), np.uint8)),
@@ -131,7 +134,7 @@ WRONG = {
     r"b\.jpg is not a PNG: lossy or converted": lambda folder: (picture(folder / "a.png"), picture(folder / "b.jpg")),
     r"b\.png is 9x8, but a\.png is 5x4": lambda folder: (picture(folder / "a.png"), picture(folder / "b.png", size=(8, 9))),
     "has mode RGBA; expected 8-bit grey or RGB": lambda folder: picture(folder / "a.png", "RGBA"),
-    "has mode I;16; expected 8-bit": lambda folder: picture(folder / "a.png", "I;16"),
+    "has mode I;16, more than 8 bits; .* or say with value_range=": lambda folder: picture(folder / "a.png", "I;16"),
     r"a\.png is not a readable image": lambda folder: (folder / "a.png").write_bytes(b"no picture"),
 }
 
@@ -152,7 +155,7 @@ def test_adm_crop_halves_by_box_and_takes_the_centre(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     rows = (wide.astype(int).reshape(64, 48, 2, 3).sum(2) + 1) // 2  # Pillow rounds after each direction
     expected = ((rows.reshape(32, 2, 48, 3).sum(1) + 1) // 2)[:, 8:40]
-    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(wide), 32)), expected)
+    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(wide), 32, 32)), expected)
     Image.fromarray(wide).save(tmp_path / "a.png")
     Image.fromarray(wide[:40]).convert("L").save(tmp_path / "b.jpg")
     source = FolderImages(tmp_path, size=32)
@@ -162,6 +165,6 @@ def test_adm_crop_halves_by_box_and_takes_the_centre(tmp_path):
 
 def test_adm_crop_resizes_to_the_short_side_by_bicubic():
     ramp = np.repeat(np.linspace(0, 250, 100).astype(np.uint8)[None, :, None], 75, 0).repeat(3, 2)
-    cropped = np.asarray(centre_crop(Image.fromarray(ramp), 50))
+    cropped = np.asarray(centre_crop(Image.fromarray(ramp), 50, 50))
     whole = np.asarray(Image.fromarray(ramp).resize((67, 50), Image.Resampling.BICUBIC))
     assert np.array_equal(cropped, whole[:, 8:58])

@@ -123,7 +123,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 def test_the_grid_tiles_row_by_row():
     tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 2, 1), np.uint8)
-    assert storage.grid(tiles)[::2, ::2, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert storage.picture(tiles)[::2, ::2].tolist() == [[1, 2, 3], [4, 5, 0]]
 
 
 @pytest.mark.parametrize("error", [None, errno.EPERM])

@@ -1,0 +1,75 @@
+"""Between the model's range [-1, 1], the levels that are stored, and the units of the user's own data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Images = NDArray[np.uint8 | np.uint16]
+"""Levels: 0 is the model's -1; 255 in uint8, and 65535 in uint16, is its 1."""
+
+BITS = (8, 16)
+
+
+def quantise(x: Tensor, bits: int = 8) -> Images:
+    """Images (N, C, H, W) in [-1, 1] as levels (N, H, W, C): 8 bits truncated as ADM does it, (x + 1) * 127.5; 16 bits rounded.
+
+    One grey channel in 8 bits is repeated to three, which ADM's files and every evaluator have.
+
+    Raises:
+        ValueError: bits other than 8 and 16.
+    """
+    if bits not in BITS:
+        raise ValueError(f"bits must be 8 or 16, got {bits}")
+    if bits == 16:
+        levels = ((x + 1) * 32767.5).round().clamp(0, 65535).int().permute(0, 2, 3, 1)
+        return levels.cpu().numpy().astype(np.uint16)
+    levels = ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return levels.expand(-1, -1, -1, 3 if x.shape[1] == 1 else -1).contiguous().cpu().numpy()
+
+
+def dequantise(images: Images, device: torch.device | str = "cpu") -> Tensor:
+    """Levels (N, H, W, C) as float32 images (N, C, H, W) in [-1, 1]."""
+    levels = images if images.dtype == np.uint8 else images.astype(np.int32)
+    return torch.from_numpy(levels).to(device).permute(0, 3, 1, 2).float() / (_highest(images) / 2) - 1
+
+
+def eight_bits(images: Images) -> NDArray[np.uint8]:
+    """Levels in 8 bits, as pictures and feature networks have them; 16 bits are rounded."""
+    return np.asarray(images if images.dtype == np.uint8 else (images / 257).round(), np.uint8)
+
+
+def from_values(values: NDArray[Any], value_range: Sequence[float]) -> NDArray[np.uint16]:
+    """Values of any shape and unit as 16-bit levels: value_range's low end is 0, its high end 65535, what is beyond is cut.
+
+    Raises:
+        ValueError: an impossible range, or values that are not finite.
+    """
+    low, high = _check_range(value_range)
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("the values are not all finite; replace NaN and infinity, which no level stands for")
+    return np.asarray(((values - low) / (high - low) * 65535).round().clip(0, 65535).astype(np.uint16))
+
+
+def to_values(images: Images, value_range: Sequence[float]) -> NDArray[np.float32]:
+    """Levels as values in the user's unit, float32: the inverse of `from_values`, to half a level.
+
+    Raises:
+        ValueError: an impossible range.
+    """
+    low, high = _check_range(value_range)
+    return (low + (high - low) * (images / _highest(images))).astype(np.float32)
+
+
+def _check_range(value_range: Sequence[float]) -> tuple[float, float]:
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be [low, high] with low below high, got {list(value_range)}")
+    return float(value_range[0]), float(value_range[1])
+
+
+def _highest(images: Images) -> int:
+    return int(np.iinfo(images.dtype).max)
