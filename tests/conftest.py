@@ -2,17 +2,22 @@
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
 import blobfile
 import pytest
+import torch
 import urllib3
 from gcp_storage_emulator.server import create_server
 from hydra.core.global_hydra import GlobalHydra
 
 from sag.storage import folders
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each worker, and for the programs it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -31,6 +36,7 @@ def run_script(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [f"{config_name}.py", *arguments])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         GlobalHydra.instance().clear()
+        capsys.readouterr()
         run(main, config_name, schema)
         return capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import pytest
 import status
 from helpers import ROOT
 
-RUN = ["num_samples=12", "batch_size=2", "sampler.steps=3", "device=cpu"]
+RUN = ["num_samples=12", "batch_size=2", "sampler.steps=2", "device=cpu"]
 TARGET = "samples_12x32x32x3.npz"
 REQUEUE = 75
 
@@ -263,6 +263,7 @@ def test_launchers_write_the_same_bytes(expected, tmp_path):
         assert finished(out, expected)
 
 
+@pytest.mark.slow
 def test_submitit_runs_every_point_with_several_tasks(expected, tmp_path):
     """The launcher of SLURM's jobs, with its stand-in on this machine."""
     command = [sys.executable, str(ROOT / "scripts/sample.py"), "-m", "hydra/launcher=submitit_local"]
