@@ -234,8 +234,9 @@ def in_batches(size, count, shape, sampler, guided):
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_real_samples_are_the_same_in_batches_of_1_4_and_8(steps):
+@pytest.mark.parametrize(("steps", "bound"), [(5, 1e-5), pytest.param(50, 2e-5, marks=pytest.mark.slow)])
+def test_real_samples_are_the_same_in_batches_of_1_4_and_8(steps, bound):
+    """The bound for 50 steps is above what processors of several kinds show, 8e-6 to 1.1e-5: rounding grows on the way."""
     network = UNet.from_flags(json.loads((GOLDEN / "fashion32_reference.json").read_text()))
     load_network(network, str(GOLDEN / "fashion32_reference.pt"))
     denoiser = Denoiser(network, GaussianDiffusion(Schedule.linear().respace(steps)))
@@ -244,8 +245,8 @@ def test_real_samples_are_the_same_in_batches_of_1_4_and_8(steps):
         in_batches(size, 8, (3, 32, 32), DDPM(steps), lambda source: GuidedDenoiser(denoiser, [technique]))
         for size in (1, 4, 8)
     )
-    torch.testing.assert_close(four, alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(eight, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(four, alone, rtol=0, atol=bound)
+    torch.testing.assert_close(eight, alone, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(5), DDIM(5)], ids=["ddpm", "ddim"])
