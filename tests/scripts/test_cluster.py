@@ -109,6 +109,13 @@ def test_two_jobs_on_one_folder_work_together(zygote, expected, tmp_path):
     assert finished(out, expected)
 
 
+def test_hosts_that_count_differently_or_reach_no_master_work_together(zygote, expected, tmp_path):
+    out, unreachable = tmp_path / "out", {"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1"}
+    pids = [zygote.start(f"out={out}", rank=rank, world=world, **unreachable) for rank, world in ((1, 2), (4, 5), (0, 1))]
+    assert [zygote.wait(pid) for pid in pids] == [0, 0, 0], zygote.logs()
+    assert finished(out, expected)
+
+
 def test_a_killed_rank_takes_no_work_with_it(zygote, expected, tmp_path):
     out = tmp_path / "out"
     pids = [zygote.start(f"out={out}", rank=rank, world=2) for rank in range(2)]
