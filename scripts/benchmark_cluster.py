@@ -31,9 +31,9 @@ def benchmark_cluster(count: int) -> dict[str, Any]:
         one, two = (facts["processes"][world] for world in (1, 2))
         facts["scaling"] = one["wall_seconds"] / two["wall_seconds"]
         facts["same_bytes"] = one.pop("npz") == two.pop("npz")
-        small = _packed(Path(folder) / "small", SAMPLES, SIZE, BATCH)
+        small = packing(Path(folder) / "small", SAMPLES, SIZE, BATCH)
         facts["overhead"] = (small["write_seconds"] + small["pack_seconds"]) / one["seconds"]
-        facts["packing"] = _packed(Path(folder) / "large", count, LARGE_SIZE, LARGE_BATCH)
+        facts["packing"] = packing(Path(folder) / "large", count, LARGE_SIZE, LARGE_BATCH)
     return facts
 
 
@@ -46,8 +46,10 @@ def _sampled(out: Path, world: int) -> dict[str, Any]:
     return {key: record[key] for key in ("wall_seconds", "seconds")} | {"npz": npz.read_bytes()}
 
 
-def _packed(path: Path, count: int, size: int, batch: int) -> dict[str, Any]:
-    """Random images, which no file system shrinks."""
+def packing(path: Path, count: int, size: int, batch: int) -> dict[str, Any]:
+    """Seconds of writing and of packing `count` random images, which no file system shrinks, in shards of `batch`; bytes in use
+    before packing (mostly PyTorch's) and at its peak.
+    """
     folder, rng = storage.LocalFolder(path), np.random.default_rng(0)
     names, written = [], 0.0
     for start in range(0, count, batch):
@@ -62,9 +64,17 @@ def _packed(path: Path, count: int, size: int, batch: int) -> dict[str, Any]:
         contents = storage.check_shards(folder, names, range(count), "benchmark")
         storage.pack(folder, names, contents, "packed.npz")
 
+    before = peak_memory(lambda: None, torch.device("cpu"))
     begin = time.perf_counter()
     peak = peak_memory(join, torch.device("cpu"))
-    return {"images": count, "write_seconds": written, "pack_seconds": time.perf_counter() - begin, "peak_memory": peak}
+    packed = time.perf_counter() - begin
+    return {
+        "images": count,
+        "write_seconds": written,
+        "pack_seconds": packed,
+        "peak_memory": peak,
+        "memory_before": before,
+    }
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -72,12 +82,12 @@ def lines(facts: dict[str, Any]) -> list[str]:
     one, two, packing = facts["processes"][1], facts["processes"][2], facts["packing"]
     bytes_are = "the same" if facts["same_bytes"] else "DIFFERENT"
     per_image = (packing["write_seconds"] + packing["pack_seconds"]) / packing["images"]
-    peak = (packing["peak_memory"] or 0) / 2**20
+    peak, before = ((packing[key] or 0) / 2**20 for key in ("peak_memory", "memory_before"))
     return [
         f"{facts['run']}, processes of one thread: 1 takes {one['wall_seconds']:.1f} s, 2 take {two['wall_seconds']:.1f} s,",
         f"    {facts['scaling']:.2f} times as fast; the bytes are {bytes_are}",
         f"    writing shards and packing them takes {100 * facts['overhead']:.2f} % of the sampling",
         f"{packing['images']} images of {LARGE_SIZE}x{LARGE_SIZE}: shards written in {packing['write_seconds']:.1f} s, "
         f"packed in {packing['pack_seconds']:.1f} s",
-        f"    ({1000 * per_image:.2f} ms per image together), peak {peak:.0f} MiB",
+        f"    ({1000 * per_image:.2f} ms per image together), peak {peak:.0f} MiB, {before:.0f} of them before",
     ]

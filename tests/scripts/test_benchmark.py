@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import benchmark
+import benchmark_cluster
 import benchmark_evaluation
 import pytest
 import torch
@@ -67,3 +68,9 @@ def test_memory_of_precision_and_recall(tmp_path):
     small, large = json.loads((tmp_path / "evaluation.json").read_text())["precision_recall"]
     assert small["peak_memory"] < 1e9
     assert large["peak_memory"] < 1.5e9
+
+
+@pytest.mark.slow
+def test_memory_of_packing_is_flat(tmp_path):
+    facts = benchmark_cluster.packing(tmp_path, 10000, 256, 64)
+    assert facts["peak_memory"] - facts["memory_before"] < 300e6
