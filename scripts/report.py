@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +54,13 @@ def chosen(cfg: DictConfig) -> list[Run]:
 
 
 def latex(name: str, table: Sequence[Line]) -> str:
-    """A booktabs table: the mean, the standard deviation of one seed where there are several, and what papers have."""
+    """A booktabs table with the cells of `tables.cell`."""
     columns = [metric for metric in COLUMNS if any(metric in found.metrics for line in table for found in line.runs)]
-    lines = [f"% {name}: {table[0].num_samples} samples", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
-    lines += [" & ".join(["", *(COLUMNS[metric] for metric in columns)]) + r" \\", "\\midrule"]
-    for line in table:
-        cells = []
-        for metric in columns:
-            mean, spread, published = line.mean(metric), line.spread(metric), line.published(metric)
-            cell = "--" if math.isnan(mean) else f"{mean:.3f}" + ("" if spread is None else f" $\\pm$ {spread:.3f}")
-            cells.append(cell + ("" if published is None else f" ({published:g})"))
-        lines.append(" & ".join([line.row.replace("_", r"\_"), *cells]) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    heads = [f"{table[0].num_samples} samples", "seeds", *(COLUMNS[metric] for metric in columns)]
+    rows = [[line.row.replace("_", r"\_"), str(len(line.runs)), *(tables.cell(line, m) for m in columns)] for line in table]
+    body = [" & ".join(cells).replace("±", r"$\pm$") + r" \\" for cells in [heads, *rows]]
+    start = [f"% {name}", f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "\\toprule", body[0], "\\midrule"]
+    return "\n".join([*start, *body[1:], "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def as_csv(runs: Sequence[Run]) -> str:

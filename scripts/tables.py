@@ -79,7 +79,7 @@ def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
 def markdown(table: Sequence[Line]) -> str:
     """The mean and, with several seeds, the standard deviation of one seed; beside them what papers have."""
     head = [f"{table[0].num_samples} samples", "seeds", *COLUMNS.values()]
-    rows = [[line.row, str(len(line.runs)), *(_cell(line, metric) for metric in COLUMNS)] for line in table]
+    rows = [[line.row, str(len(line.runs)), *(cell(line, metric) for metric in COLUMNS)] for line in table]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
     published = [line for line in table if line.runs[-1].published]
     if published and not all(line.comparable for line in published):
@@ -90,7 +90,8 @@ def markdown(table: Sequence[Line]) -> str:
     return text
 
 
-def _cell(line: Line, metric: str) -> str:
+def cell(line: Line, metric: str) -> str:
+    """Mean ± standard deviation of one seed, and in parentheses what is published, with the difference where it compares."""
     mean, spread, published = line.mean(metric), line.spread(metric), line.published(metric)
     text = "-" if np.isnan(mean) else f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
     if published is not None:

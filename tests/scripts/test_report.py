@@ -58,8 +58,8 @@ def test_tables_in_every_form(script, tmp_path):
     assert "| no guidance | 2 | 1.600 ± 0.141 (1.2) | - |" in text
     assert "Published numbers (in parentheses) are of 50000 samples and are not comparable" in text
     latex = (tmp_path / "report/tables.tex").read_text()
-    assert r"no guidance & 1.600 $\pm$ 0.141 (1.2) & 0.660 $\pm$ 0.014 & 0.600 $\pm$ 0.000 \\" in latex
-    assert latex.splitlines()[1] == r"\begin{tabular}{lrrr}"
+    assert r"no guidance & 2 & 1.600 $\pm$ 0.141 (1.2) & 0.660 $\pm$ 0.014 & 0.600 $\pm$ 0.000 \\" in latex
+    assert latex.splitlines()[1] == r"\begin{tabular}{lrrrr}"
     with open(tmp_path / "report/results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == ["no guidance", "no guidance", "SAG 0.1", "SAG 0.3", "SAG 1.0", "SAG 9"]
