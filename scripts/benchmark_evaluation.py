@@ -17,7 +17,8 @@ ROWS = 100  # of brute force by differences, which is timed on so many rows and 
 
 def benchmark_evaluation(samples: list[int], batch_size: int, device: torch.device) -> dict[str, Any]:
     """Fréchet distance, precision and recall of `samples` random features, and Inception; prints a line for each."""
-    facts: dict[str, Any] = {"precision_recall": [_precision_recall(count, device) for count in samples]}
+    ours = [_precision_recall(count, device) for count in samples]  # all before NumPy leaves holes in the memory
+    facts: dict[str, Any] = {"precision_recall": [_beside_numpy(row, device) for row in ours]}
     facts["frechet"] = _frechet()
     facts["inception"] = _inception(batch_size, device)
     return facts
@@ -30,25 +31,21 @@ def _features(seed: int, count: int) -> torch.Tensor:
 
 
 def _precision_recall(count: int, device: torch.device) -> dict[str, Any]:
-    samples, reference = _features(1, count), _features(2, REFERENCE)
-    x, y = samples.to(device), reference.to(device)
+    x, y = _features(1, count).to(device), _features(2, REFERENCE).to(device)
     before = peak_memory(lambda: None, device)
     times: list[float] = []
     peak = peak_memory(lambda: times.append(seconds(lambda: precision_recall(x, y), device)), device)
-    own = times[0]
-    arrays = samples.numpy(), reference.numpy()
+    return {"samples": count, "reference": REFERENCE, "seconds": times[0], "peak_memory": peak, "memory_before": before}
+
+
+def _beside_numpy(facts: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    count, own, peak, before = (facts[key] for key in ("samples", "seconds", "peak_memory", "memory_before"))
+    arrays = _features(1, count).numpy(), _features(2, REFERENCE).numpy()
     differences = sum(
         seconds(lambda a=a, b=b: [((row - b) ** 2).sum(1) for row in a[:ROWS]], device) * len(a) / ROWS  # type: ignore[misc]
         for a, b in ((arrays[0], arrays[0]), (arrays[1], arrays[1]), arrays)
     )
-    facts = {
-        "samples": count,
-        "reference": REFERENCE,
-        "seconds": own,
-        "peak_memory": peak,
-        "memory_before": before,
-        "seconds_of_differences": differences,
-    }
+    facts["seconds_of_differences"] = differences
     line = f"precision and recall, {count} x {REFERENCE}, {DIM} dimensions: {own:.1f} s"
     line += f", peak {peak / 2**20:.0f} MiB, {before / 2**20:.0f} of them before the call" if peak and before else ""
     line += f"; NumPy by differences {differences:.0f} s (from {ROWS} rows), {differences / own:.0f} times as long"
