@@ -88,7 +88,9 @@ class SelfAttentionGuidance(BlurGuidance):
             )
 
     def mask(self, state: GuidanceState, x_0: Tensor, blurred: Tensor) -> Tensor:
-        """(N, h, w) bool: the positions of the layer's map to blur."""
+        """(N, h, w) bool: the positions of the layer's map to blur; where no map is needed, (N, H, W), all of them."""
+        if self.mask_kind == "global":
+            return torch.ones_like(x_0[:, 0], dtype=torch.bool)
         attention = state.prediction(self.branch).attention[self.layer]
         chosen = attention_mass(attention, self.heads) > self.threshold
         if self.mask_kind == "random":

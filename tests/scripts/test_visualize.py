@@ -53,6 +53,14 @@ def test_what_is_shown_is_what_guidance_does():
     assert np.allclose(shift.square().mean(1).sqrt().numpy(), 0.5 * moment.difference, atol=1e-5)
 
 
+def test_a_global_mask_needs_no_map_and_is_everywhere():
+    sag = SelfAttentionGuidance(0.5, "output.1", 1.0, blur_kernel=9, mask="global")
+    noise = SampleNoise(0, range(2), (3, 16, 16), torch.device("cpu"))
+    moment = visualize.observe(small_denoiser(), sag, noise.initial(), 3, None, noise)
+    assert moment.mask.shape == (2, 16, 16)
+    assert moment.mask.all()
+
+
 def test_the_layers_are_listed(script):
     lines = script("list=true").splitlines()
     assert lines[0].split() == ["layer", "resolution", "channels", "heads"]
