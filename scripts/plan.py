@@ -16,6 +16,7 @@ from sag.guidance import ClassifierGuidance, GuidedDenoiser
 from sag.models import UNet
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes
+CPU_BATCH_FLOP = 2.5e11  # on a CPU the timed batch takes this much, or is 4: seconds, not minutes
 
 
 def plan(rows: Sequence[Row], device: str) -> str:
@@ -89,12 +90,12 @@ def _inputs(network: UNet, batch: int, device: torch.device) -> list[torch.Tenso
 
 
 def _rate(cfg: DictConfig, device: torch.device) -> float:
-    """FLOP/s of the row's network in a forward pass with its batch size (on a CPU at most 4)."""
+    """FLOP/s of the row's network in a forward pass with its batch size (on a CPU a smaller one, where that is slow)."""
     network = instantiate(cfg.model.network, _convert_="all").eval().requires_grad_(False)
     meta, _ = _guided(cfg)
     flop = _forward_flop(meta, _inputs(meta, 1, torch.device("meta")))
     set_up(network, device, cfg.precision, cfg.compile)
-    batch = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, 4)
+    batch = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, max(4, int(CPU_BATCH_FLOP // flop)))
     inputs = _inputs(network, batch, device)
     with torch.no_grad():
         network(*inputs)
