@@ -296,6 +296,8 @@ def remove_damaged(job: Job, out: storage.Folder) -> None:
         except storage.DamagedShard as error:
             print(f"warning   {error}; it is made again", flush=True)
             out.remove(error.name)
+        except FileNotFoundError:  # another process removed it just now, as it is damaged or packed
+            continue
 
 
 def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
@@ -334,7 +336,8 @@ def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
 def finish(job: Job, out: storage.Folder, process: Process) -> None:
     """Let one process check the shards, write the picture and the record, and pack the target; with it the run is done.
 
-    If a shard turns out to be damaged it is removed, and nothing is packed.
+    If a shard turns out to be damaged it is removed, and nothing is packed. Nor is it where another process takes shards away
+    meanwhile: it found them damaged, or this process seemed dead to it and it has packed them.
     """
     claims, settings = Claims(out, "", process), identity(job.cfg)
     for _ in claims.take([job.target], finished=lambda: not set(job.shards) <= out.names(SHARDS)):
@@ -352,7 +355,8 @@ def finish(job: Job, out: storage.Folder, process: Process) -> None:
             print(f"warning   {error}; it is made again", flush=True)
             out.remove(error.name)
             return
-        tidy(out)
+        except FileNotFoundError:
+            return
         print(f"wrote     {out}/{job.target}, grid.png, config.yaml and record.json", flush=True)
 
 
@@ -369,7 +373,7 @@ def finished(job: Job, out: storage.Folder) -> bool:
 
 
 def tidy(out: storage.Folder) -> None:
-    """Remove what only an unfinished run needs."""
+    """Remove what only an unfinished run needs; every process does so when it ends, in case it wrote something late."""
     out.remove_folder(SHARDS)
     out.remove_leftovers()
 
@@ -384,15 +388,14 @@ def main(cfg: DictConfig) -> None:
     device = f"{job.device} ({device_name(job.device)})"
     print(f"process   rank {process.rank} of {process.world} on {socket.gethostname()}, {device}", flush=True)
     if finished(job, out):
-        tidy(out)
         print(f"done      {out}/{job.target} is there already, with these settings")
-        return
-    if process.main:
+    elif process.main:
         remove_damaged(job, out)
     with Stop() as stop:
         while not finished(job, out):
             work(job, out, process, stop)
             finish(job, out, process)
+    tidy(out)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ def main(cfg: DictConfig) -> None:
             made[name] = storage.read_shard(out, f"{SHARDS}/{name}").made
         except storage.DamagedShard as error:
             print(f"warning   {error}; it will be made again")
+        except FileNotFoundError:  # the run goes on: packed just now, perhaps
+            main(cfg)
+            return
     sizes = {name: len(own) for name, own in rows.items()}
     done = sum(sizes[name] for name in made)
     print(f"done      {done} of {len(indices)} samples, {len(made)} of {len(rows)} shards")

@@ -100,17 +100,24 @@ class LocalFolder(Folder):
         with atomic(self._place(name)) as file:
             yield file
 
+    def write(self, name: str, content: bytes) -> None:
+        """See `Folder.write`."""
+        self._write(name, content, replace=True)
+
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder.create`."""
+        try:
+            self._write(name, content, replace=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _write(self, name: str, content: bytes, *, replace: bool) -> None:
         while True:
-            try:
-                with atomic(self._place(name), replace=False) as file:
+            with contextlib.suppress(FileNotFoundError):  # another process removed the folder just now: once more
+                with atomic(self._place(name), replace=replace) as file:
                     file.write(content)
-                return True
-            except FileExistsError:
-                return False
-            except FileNotFoundError:  # another process removed the empty folder just now
-                continue
+                return
 
     def remove(self, name: str) -> None:
         """See `Folder.remove`; folders that are then empty go too."""

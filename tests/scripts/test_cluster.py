@@ -222,6 +222,18 @@ def test_the_status_of_a_run(zygote, run_script, tmp_path):
     assert [status.duration(7384), status.duration(95)] == ["2 h 03 min", "1 min 35 s"]
 
 
+def test_the_status_of_a_run_that_is_packed_meanwhile(zygote, run_script, tmp_path, monkeypatch):
+    out, read = tmp_path / "out", status.storage.read_shard
+    interrupted(zygote, out)
+
+    def packed_first(*arguments):
+        assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
+        return read(*arguments)
+
+    monkeypatch.setattr(status.storage, "read_shard", packed_first)
+    assert run_script(status.main, "status", status.StatusConfig, f"out={out}") == f"finished  {out}/{TARGET}\n"
+
+
 def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
         pid = zygote.start(f"out={tmp_path / name}", f"seed={seed}")

@@ -115,6 +115,53 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
     assert "is there already" in script(*QUICK, f"out={tmp_path / 'killed'}")
 
 
+@pytest.fixture
+def meanwhile(script, tmp_path, monkeypatch):
+    """Continue a run in which one of two shards is there; just before a function of `sag.storage` something else happens."""
+
+    def run(moment, happens):
+        script(*QUICK, f"out={tmp_path / 'whole'}")
+        out = tmp_path / "out"
+        with monkeypatch.context() as killed:
+            killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
+            with pytest.raises(SystemExit, match="killed"):
+                script(*QUICK, f"out={out}")
+        (out / "shards/00000002.npz").unlink()
+        function, happened = getattr(sample.storage, moment), []
+
+        def interrupted(*arguments):
+            if not happened:
+                happened.append(moment)
+                happens(out)
+            return function(*arguments)
+
+        monkeypatch.setattr(sample.storage, moment, interrupted)
+        script(*QUICK, f"out={out}")
+        assert happened
+        assert {file.name for file in out.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+        assert only(out, "*.npz").read_bytes() == only(tmp_path / "whole", "*.npz").read_bytes()
+
+    return run
+
+
+@pytest.mark.parametrize("moment", ["read_shard", "write_shard", "check_shards", "picture", "pack"])
+def test_a_run_that_another_process_finishes_meanwhile_ends_well(script, meanwhile, moment):
+    """The other one packs and removes the shards; it takes over the claims, as those of a process that seems dead."""
+
+    def another_finishes(out):
+        for claim in out.rglob("*.claim"):
+            claim.unlink()
+        script(*QUICK, f"out={out}")
+        assert not (out / "shards").exists()
+
+    meanwhile(moment, another_finishes)
+
+
+@pytest.mark.parametrize("moment", ["read_shard", "check_shards", "pack"])
+def test_a_shard_that_another_process_removes_meanwhile_is_made_again(meanwhile, moment):
+    meanwhile(moment, lambda out: (out / "shards/00000000.npz").unlink())
+
+
 def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucket, tmp_path, monkeypatch):
     script(*QUICK, f"out={tmp_path / 'local'}")
     with monkeypatch.context() as killed:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sag.storage import BlobFolder, LocalFolder, open_folder
+from sag.storage import BlobFolder, LocalFolder, folders, open_folder
 
 
 @pytest.fixture(params=["disk", "blobs"])
@@ -42,6 +42,21 @@ def test_a_file_that_is_not_finished_is_not_there(folder):
         fail_halfway()
     assert folder.read("a") == b"old"
     assert folder.names() == {"a"}
+
+
+def test_a_folder_that_is_removed_while_a_file_is_written_is_made_again(tmp_path, monkeypatch):
+    folder, atomic = open_folder(str(tmp_path / "run")), folders.atomic
+
+    def removed_first(path, **options):
+        monkeypatch.setattr(folders, "atomic", atomic)
+        path.parent.rmdir()
+        return atomic(path, **options)
+
+    for put in (folder.write, folder.create):
+        monkeypatch.setattr(folders, "atomic", removed_first)
+        put("shards/a", b"1")
+        assert folder.read("shards/a") == b"1"
+        folder.remove_folder("shards")
 
 
 def test_a_request_that_fails_is_made_again(bucket):
