@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig
 from safetensors.torch import save
 
 from sag import storage
-from sag.models import load_checkpoint
+from sag.checkpoints import load_checkpoint
 
 
 @dataclass

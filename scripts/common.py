@@ -24,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import sag
+from sag.checkpoints import CheckpointMismatch, load_network
 from sag.distributed import Process
 from sag.guidance import Guidance
-from sag.models import Classifier, UNet, load_network
-from sag.models.checkpoints import CheckpointMismatch
+from sag.models import Classifier, UNet
 from sag.storage import Folder
 
 ROOT = Path(__file__).parent.parent

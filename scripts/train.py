@@ -18,9 +18,10 @@ from torch import nn
 from tqdm import tqdm
 
 from sag import storage
+from sag.checkpoints import load_weights
 from sag.diffusion import DDIM, Denoiser, sample
 from sag.distributed import Process, meet_by_mpi
-from sag.models import UNet, load_weights
+from sag.models import UNet
 from sag.noise import SampleNoise
 from sag.storage import ImageSource
 from sag.training import Objective, Settings, Trainer

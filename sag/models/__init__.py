@@ -1,7 +1,6 @@
-"""Networks and their weights."""
+"""Networks."""
 
 from sag.models.attention import Attend, Attention, AttentionLayer, check_layers
-from sag.models.checkpoints import load_checkpoint, load_network, load_weights
 from sag.models.classifier import Classifier
 from sag.models.unet import UNet, UNetOutput, UpsamplingUNet
 
@@ -14,7 +13,4 @@ __all__ = [
     "UNetOutput",
     "UpsamplingUNet",
     "check_layers",
-    "load_checkpoint",
-    "load_network",
-    "load_weights",
 ]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import GOLDEN, fill, golden, noise, relative_error
 
+from sag.checkpoints import load_network
 from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, sample
 from sag.guidance import ClassifierGuidance, GuidedDenoiser, SelfAttentionGuidance, attention_mass
-from sag.models import Classifier, UNet, load_network
+from sag.models import Classifier, UNet
 
 CASES, ARRAYS = golden("sag")
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import GOLDEN, Counting, noise, small_classifier, small_denoiser
 
+from sag.checkpoints import load_network
 from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, Schedule, sample
 from sag.guidance import (
     BlurGuidance,
@@ -17,7 +18,7 @@ from sag.guidance import (
     attention_mass,
     gaussian_blur,
 )
-from sag.models import Attention, UNet, load_network
+from sag.models import Attention, UNet
 from sag.noise import SampleNoise
 
 SHAPE = (2, 3, 16, 16)

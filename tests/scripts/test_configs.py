@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from sag.models import load_checkpoint
+from sag.checkpoints import load_checkpoint
 
 MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
 CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))

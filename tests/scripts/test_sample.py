@@ -15,7 +15,7 @@ from helpers import GOLDEN, ROOT, small_classifier, small_unet
 from PIL import Image
 from safetensors.torch import save_file
 
-from sag.models import load_checkpoint
+from sag.checkpoints import load_checkpoint
 
 QUICK = ["num_samples=3", "batch_size=2", "sampler.steps=2", "device=cpu"]
 

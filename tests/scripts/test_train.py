@@ -13,7 +13,7 @@ import train
 from helpers import ROOT, golden_images, random_images
 
 from evaluations.fashion import FashionClassifier
-from sag.models import load_checkpoint
+from sag.checkpoints import load_checkpoint
 
 TINY_MODEL = [
     *["model.network.image_size=16", "model.network.in_channels=3", "model.network.model_channels=32"],

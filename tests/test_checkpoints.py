@@ -6,8 +6,8 @@ import torch
 from helpers import noise, small_unet
 from safetensors.torch import save_file
 
-from sag.models import UNet, load_checkpoint, load_network
-from sag.models.checkpoints import CheckpointMismatch
+from sag.checkpoints import CheckpointMismatch, load_checkpoint, load_network
+from sag.models import UNet
 
 
 @pytest.fixture

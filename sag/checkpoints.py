@@ -9,11 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sag.models.classifier import Classifier
-from sag.models.unet import UNet
+from sag.models import Classifier, UNet
 from sag.storage import fetch
 
-BUNDLED = Path(__file__).parent.parent / "weights"
+BUNDLED = Path(__file__).parent / "weights"
 
 
 class CheckpointMismatch(ValueError):
