@@ -10,6 +10,7 @@ from typing import Any
 
 import evaluate
 import sample
+from common import ROOT
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,6 +67,12 @@ class Row:
             seconds=made["seconds"],
             folder=str(out),
         )
+
+
+def row_names(table: str) -> list[str]:
+    """The rows of a table in the order of its config; none where there is no config of that name."""
+    path = ROOT / f"configs/table/{table}.yaml"
+    return list(OmegaConf.load(path).rows) if path.exists() else []
 
 
 def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:

@@ -1,13 +1,14 @@
 """Scored runs as tables and plots."""
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rows import COLUMNS
+from rows import COLUMNS, row_names
 
 from evaluations.results import Run
 from sag import storage
@@ -53,7 +54,9 @@ class Line:
 
 
 def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
-    """The scored runs by table and row, in the order in which rows were first added; failed ones are left out.
+    """The scored runs by table and row, in the order of the table's config, else that in which rows were first added.
+
+    Failed ones are left out.
 
     Raises:
         ValueError: a table with runs of different N or extractors, whose scores cannot stand beside each other.
@@ -73,21 +76,55 @@ def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
                     f"table {table} mixes runs of different {what} ({', '.join(map(str, sorted(values)))}), which cannot stand "
                     "beside each other; choose with num_samples= or give them different results="
                 )
-    return {table: [Line(row, runs) for row, runs in rows.items()] for table, rows in found.items()}
+    return {table: [Line(row, rows[row]) for row in _ordered(table, rows)] for table, rows in found.items()}
+
+
+def _ordered(table: str, rows: Iterable[str]) -> list[str]:
+    places = {row: place for place, row in enumerate(row_names(table))}
+    return sorted(rows, key=lambda row: places.get(row, len(places)))
+
+
+def differences(table: Sequence[Line]) -> list[Line]:
+    """What each technique adds: the metrics of a row minus those of the row that has all but it, seed by seed.
+
+    Two such runs begin with the same noise, so that their difference spreads less than either of them.
+    """
+    runs = {_settings(run): run for line in table for run in line.runs}
+    found: dict[str, list[Run]] = {}
+    for run in runs.values():
+        for technique in run.settings.get("guidance", {}):
+            base = runs.get(_settings(run, without=technique))
+            if base is not None:
+                metrics = {name: run.metrics[name] - base.metrics[name] for name in run.metrics if name in base.metrics}
+                found.setdefault(f"{run.row} minus {base.row}", []).append(replace(run, metrics=metrics, published={}))
+    return [Line(row, runs) for row, runs in found.items()]
+
+
+def _settings(run: Run, without: str | None = None) -> str:
+    guidance = {name: settings for name, settings in run.settings.get("guidance", {}).items() if name != without}
+    return json.dumps({**run.settings, "guidance": guidance}, sort_keys=True)
 
 
 def markdown(table: Sequence[Line]) -> str:
-    """The mean and, with several seeds, the standard deviation of one seed; beside them what papers have."""
-    head = [f"{table[0].num_samples} samples", "seeds", *COLUMNS.values()]
-    rows = [[line.row, str(len(line.runs)), *(cell(line, metric) for metric in COLUMNS)] for line in table]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+    """The mean and, with several seeds, the standard deviation of one seed, beside them what papers have; then differences.
+
+    Those of rows with several seeds only, as a single one has no spread.
+    """
+    text = _grid(table)
     published = [line for line in table if line.runs[-1].published]
     if published and not all(line.comparable for line in published):
         counts = " or ".join(sorted({str(line.runs[-1].published["num_samples"]) for line in published}))
         text += f"\nPublished numbers (in parentheses) are of {counts} samples and are not comparable with these runs.\n"
     elif published:
         text += "\nIn parentheses: published, and the difference.\n"
-    return text
+    paired = [line for line in differences(table) if len(line.runs) > 1]
+    return f"{text}\nSeed by seed:\n\n{_grid(paired)}" if paired else text
+
+
+def _grid(table: Sequence[Line]) -> str:
+    head = [f"{table[0].num_samples} samples", "seeds", *COLUMNS.values()]
+    rows = [[line.row, str(len(line.runs)), *(cell(line, metric) for metric in COLUMNS)] for line in table]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def cell(line: Line, metric: str) -> str:

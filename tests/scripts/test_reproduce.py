@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import reproduce
@@ -251,6 +252,48 @@ def test_a_table_has_means_spreads_and_published_numbers_only_where_they_compare
         tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), num_samples=20))
     with pytest.raises(ValueError, match="table main mixes runs of different extractors"):
         tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), extractor="f"))
+
+
+def test_rows_stand_in_the_order_of_their_table_and_others_behind():
+    names = ["other", "SAG 0.5", "SAG 0.05", "no guidance", "another"]
+    found = [replace(run, table="fashion_scale") for run in runs(*((name, [1.0]) for name in names))]
+    (table,) = tables.lines(found).values()
+    assert [line.row for line in table] == ["no guidance", "SAG 0.05", "SAG 0.5", "other", "another"]
+
+
+def test_what_a_technique_adds_is_told_seed_by_seed():
+    """The rows rise with the seed by as much as they differ; what SAG adds does not. A row of other settings has no pair."""
+    sag, cfg = {"scale": 0.5}, {"scale": 1.0}
+    rows = [
+        ("none", {}, 10.0), ("SAG", {"sag": sag}, 9.0), ("CFG", {"cfg": cfg}, 5.0), ("both", {"sag": sag, "cfg": cfg}, 5.5),
+        ("other", {"sag": {"scale": 1.0}, "pag": {"scale": 1.0}}, 0.0),
+    ]  # fmt: skip
+    found = [
+        Run(
+            f"{row}{seed}",
+            "t",
+            row,
+            seed,
+            10,
+            {"guidance": guidance, "seed": seed},
+            {"extractor": "e"},
+            {"fid": fid + 10 * seed},
+        )
+        for seed in (0, 1)
+        for row, guidance, fid in rows
+    ]
+    (table,) = tables.lines(found).values()
+    differing = {line.row: (line.mean("fid"), line.spread("fid")) for line in tables.differences(table)}
+    assert differing == {
+        "SAG minus none": (-1.0, 0.0),
+        "CFG minus none": (-5.0, 0.0),
+        "both minus CFG": (0.5, 0.0),
+        "both minus SAG": (-3.5, 0.0),
+    }
+    text = tables.markdown(table)
+    assert "| SAG | 2 | 14.000 ± 7.071 |" in text
+    assert "| SAG minus none | 2 | -1.000 ± 0.000 |" in text.split("Seed by seed:")[1]
+    assert "Seed by seed" not in tables.markdown(tables.lines(found[:5])["t"])  # one seed has no spread
 
 
 def test_a_plot_is_drawn(tmp_path):
