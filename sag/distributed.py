@@ -1,9 +1,11 @@
-"""Several processes at one task: who they are, and who does what. They meet in a folder and need nothing else."""
+"""Several processes at one task: who they are, who does what, and when to stop. They meet in a folder and need nothing else."""
 
 import json
 import math
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from sag.storage import Folder
 
+REQUEUE = 75  # the exit code that asks for the same command again: EX_TEMPFAIL of sysexits.h
 _VARIABLES = (  # rank, world size, rank on this host; in the order in which they are looked for
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -163,6 +166,36 @@ class Claims:
         if self._held is not None:
             self._folder.remove(self._file(self._held))
             self._held = None
+
+
+class Stop:
+    """While it is entered, SIGTERM and SIGUSR1 (SLURM's warning) do not end the process, but have `check` do so.
+
+    A handler that is there already, such as submitit's which requeues the job, is called by `check` first.
+    """
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+
+    def __enter__(self) -> "Stop":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = signal.Signals(number)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise SystemExit with the code REQUEUE if a signal came."""
+        if self._asked is not None:
+            before = self._before[self._asked]
+            print(f"{self._asked.name}: the shard in hand is written; the same command continues", file=sys.stderr, flush=True)
+            if callable(before):
+                before(self._asked, None)
+            sys.exit(REQUEUE)
 
 
 def this_process() -> dict[str, str | int]:

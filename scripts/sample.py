@@ -1,8 +1,6 @@
 """Sample images with any guidance: python scripts/sample.py model=... guidance=[sag,classifier] num_samples=..."""
 
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +18,13 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.diffusion import Denoiser, Sampler, sample
-from sag.distributed import Claims, Process, this_process
+from sag.distributed import Claims, Process, Stop, this_process
 from sag.guidance import ClassifierGuidance, Guidance, GuidedDenoiser
 from sag.models import UNet, UpsamplingUNet
 from sag.noise import SampleNoise, sample_labels
 
 GRID = 64  # at most so many images in the picture
 SHARDS = "shards"
-REQUEUE = 75  # the exit code that asks for the same command again: EX_TEMPFAIL of sysexits.h
 BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 
 
@@ -183,36 +180,6 @@ def record(job: "Job", made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": round(sum(shard["seconds"] for shard in made), 3),  # of all processes together, without loading and packing
         "wall_seconds": round(max(s["time"] for s in made) - min(s["time"] - s["seconds"] for s in made), 3),
     }
-
-
-class Stop:
-    """While it is entered, SIGTERM and SIGUSR1 (SLURM's warning) do not end the process, but have `check` do so.
-
-    A handler that is there already, such as submitit's which requeues the job, is called by `check` first.
-    """
-
-    def __init__(self) -> None:
-        self._asked: signal.Signals | None = None
-
-    def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        return self
-
-    def _ask(self, number: int, frame: object) -> None:
-        self._asked = signal.Signals(number)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise SystemExit with the code REQUEUE if a signal came."""
-        if self._asked is not None:
-            before = self._before[self._asked]
-            print(f"{self._asked.name}: the shard in hand is written; the same command continues", file=sys.stderr, flush=True)
-            if callable(before):
-                before(self._asked, None)
-            sys.exit(REQUEUE)
 
 
 @dataclass(frozen=True)
