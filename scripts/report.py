@@ -55,7 +55,7 @@ def chosen(cfg: DictConfig) -> list[Run]:
 
 def latex(name: str, table: Sequence[Line]) -> str:
     """A booktabs table with the cells of `tables.cell`."""
-    columns = [metric for metric in COLUMNS if any(metric in found.metrics for line in table for found in line.runs)]
+    columns = tables.measured(table)
     heads = [f"{table[0].num_samples} samples", "seeds", *(COLUMNS[metric] for metric in columns)]
     rows = [[line.row.replace("_", r"\_"), str(len(line.runs)), *(tables.cell(line, m) for m in columns)] for line in table]
     body = [" & ".join(cells).replace("±", r"$\pm$") + r" \\" for cells in [heads, *rows]]

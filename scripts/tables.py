@@ -136,17 +136,24 @@ def cell(line: Line, metric: str) -> str:
     return text
 
 
+def measured(table: Sequence[Line]) -> list[str]:
+    """The metrics that any run of a table has."""
+    return [metric for metric in COLUMNS if any(metric in run.metrics for line in table for run in line.runs)]
+
+
 def draw(table: Sequence[Line], base: Line | None, path: Path) -> None:
     """A panel for each metric, a point for each row with the standard deviation of one seed; dashed: `base` with its own."""
-    figure = Figure(figsize=(2.2 * len(COLUMNS), 0.3 * len(table) + 1.2))
-    for axes, (metric, title) in zip(figure.subplots(1, len(COLUMNS), sharey=True), COLUMNS.items(), strict=True):
+    columns = measured(table)
+    figure = Figure(figsize=(2.2 * len(columns), 0.3 * len(table) + 1.2))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, columns, strict=True):
         for place, line in enumerate(table):
             axes.errorbar(line.mean(metric), place, xerr=line.spread(metric) or 0.0, fmt="o", color="C0", capsize=3)
         if base is not None:
             mean, spread = base.mean(metric), base.spread(metric) or 0.0
             axes.axvline(mean, color="gray", linestyle="--", linewidth=1)
             axes.axvspan(mean - spread, mean + spread, color="gray", alpha=0.2, linewidth=0)
-        axes.set_title(title)
+        axes.set_title(COLUMNS[metric])
         axes.set_yticks(range(len(table)), [line.row for line in table])
     axes.invert_yaxis()
     with storage.atomic(path) as file:

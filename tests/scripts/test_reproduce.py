@@ -296,7 +296,12 @@ def test_what_a_technique_adds_is_told_seed_by_seed():
     assert "Seed by seed" not in tables.markdown(tables.lines(found[:5])["t"])  # one seed has no spread
 
 
-def test_a_plot_is_drawn(tmp_path):
-    (table,) = tables.lines(runs(("no guidance", [1.0, 2.0]), ("b", [3.0]))).values()
-    tables.draw(table, table[0], tmp_path / "plot.png")
-    assert Image.open(tmp_path / "plot.png").size[0] > 500
+def test_a_plot_has_a_panel_for_each_metric_that_was_measured(tmp_path):
+    found = runs(("no guidance", [1.0, 2.0]), ("b", [3.0]))
+    more = [replace(run, metrics={"fid": 1.0, "precision": 0.5, "recall": 0.5}) for run in found]
+    widths = []
+    for some in (found, more):
+        (table,) = tables.lines(some).values()
+        tables.draw(table, table[0], tmp_path / "plot.png")
+        widths.append(Image.open(tmp_path / "plot.png").size[0])
+    assert 2 * widths[0] < widths[1]
