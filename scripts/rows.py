@@ -10,7 +10,7 @@ from typing import Any
 
 import evaluate
 import sample
-from common import ROOT
+from common import CONFIGS
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
@@ -71,7 +71,7 @@ class Row:
 
 def row_names(table: str) -> list[str]:
     """The rows of a table in the order of its config; none where there is no config of that name."""
-    path = ROOT / f"configs/table/{table}.yaml"
+    path = CONFIGS / f"table/{table}.yaml"
     return list(OmegaConf.load(path).rows) if path.exists() else []
 
 

@@ -104,8 +104,6 @@ class SelfAttentionGuidance(BlurGuidance):
 
     def degrade(self, state: GuidanceState) -> Tensor:
         """The degraded x_t, (N, C, H, W): blurred under the mask, which nearest neighbours enlarge to the image."""
-        if self.mask_kind == "global":
-            return super().degrade(state)
         x_0, blurred = self.clean_and_blurred(state)
         mask = (
             F.interpolate(self.mask(state, x_0, blurred)[:, None].float(), x_0.shape[2:], mode="nearest") > 0.5
