@@ -117,6 +117,9 @@ def write_reference(
 
     compact: deflated, and grey images in one channel, which ADM's own evaluator does not read. The same input gives the same
     bytes.
+
+    Raises:
+        FileExistsError: there is a file at `path`.
     """
     arrays: dict[str, NDArray] = {"mu": pool.mean, "sigma": pool.covariance}
     if spatial is not None:
@@ -125,7 +128,7 @@ def write_reference(
     if labels is not None:
         arrays["arr_1"] = labels[kept].astype(np.int64)
     arrays |= {"num_images": np.array(len(images)), "extractor": np.array(extractor)}
-    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with atomic(path, replace=False) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         channels = 3 if images.shape[3] == 1 and not compact else images.shape[3]
         shape = (len(kept), *images.shape[1:3], channels)
         parts = _parts(SelectedImages(images, kept), channels)

@@ -1,6 +1,9 @@
 """Features on disk: any number of processes fill shards of fixed size, which are then read back in the order of the images."""
 
+import contextlib
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +30,24 @@ class FeatureFiles:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
         for number, name in enumerate(self.names):
-            with np.load(self.folder / name, allow_pickle=False) as arrays:
-                yield number * SHARD, dict(arrays)
+            path = self.folder / name
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    features = dict(arrays)
+            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"{path}, features of an earlier run, is damaged; remove it and run again") from error
+            yield number * SHARD, features
+
+    def remove(self) -> None:
+        """Remove the files, what killed writers left of them, and the folder and the one above if they are then empty."""
+        folder = LocalFolder(self.folder)
+        for name in self.names:
+            folder.remove(name)
+            folder.remove(f"{name}.claim")
+        folder.remove_leftovers("", r"\d{8,}\.npz(\.claim)?")
+        for path in (self.folder, self.folder.parent):
+            with contextlib.suppress(OSError):  # not empty: it holds files of somebody else
+                path.rmdir()
 
 
 def folder_name(source: ImageSource, extractor: Extractor) -> str:

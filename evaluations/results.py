@@ -3,11 +3,14 @@
 import contextlib
 import json
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from sag.storage import atomic
 
 PATIENCE = 30.0  # seconds to wait while another process writes
 
@@ -55,12 +58,10 @@ class Results:
 
     def add(self, run: Run) -> None:
         """Add a run, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(run)
         row = [json.dumps(values[name]) if name in _AS_JSON else values[name] for name in _COLUMNS]
+        self._create()
         with self._open() as file:
-            columns = ", ".join(f'"{name}"' for name in _COLUMNS)
-            file.execute(f'CREATE TABLE IF NOT EXISTS runs ({columns}, PRIMARY KEY ("key", "table", "row"))')
             file.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
     def runs(self) -> list[Run]:
@@ -72,10 +73,26 @@ class Results:
             rows = file.execute(f"SELECT {names} FROM runs ORDER BY time").fetchall()
         return [Run(**{n: json.loads(v) if n in _AS_JSON else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
 
+    def _create(self) -> None:
+        """Write an empty file, whole or not at all, unless there is one: an empty file of somebody else stays empty."""
+        if self.path.exists():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            empty = Path(folder) / "results.sqlite"
+            with contextlib.closing(sqlite3.connect(empty)) as file:
+                columns = ", ".join(f'"{name}"' for name in _COLUMNS)
+                file.execute(f'CREATE TABLE runs ({columns}, PRIMARY KEY ("key", "table", "row"))')
+            with contextlib.suppress(FileExistsError), atomic(self.path, replace=False) as target:
+                target.write(empty.read_bytes())
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=PATIENCE)) as file, file:
+                found = [name for _, name, *_ in file.execute("PRAGMA table_info(runs)")]
+                if found != _COLUMNS:
+                    raise sqlite3.DatabaseError("it has no table of runs")
                 yield file
         except sqlite3.OperationalError as error:
             if "locked" in str(error):

@@ -7,9 +7,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sag.storage import Folder
 
@@ -220,11 +221,30 @@ def _started(pid: int) -> str:
         return ""
 
 
+def is_claim(folder: Folder, name: str, *, dead: bool = False) -> bool:
+    """Tell whether a file is a claim.
+
+    Args:
+        folder: Where the file is.
+        name: Its name.
+        dead: Whether its process must also be known to have ended.
+    """
+    try:
+        claim = json.loads(folder.read(name))
+        known = {"machine", "pid", "started", "beat"} <= set(claim)
+    except (OSError, ValueError, TypeError):
+        return False
+    return name.endswith(".claim") and known and (_ended(claim) or not dead)
+
+
 def _dead(content: bytes) -> bool:
     """Whether a claim's process is known to have ended; of one that cannot be read, nothing is known."""
     try:
-        claim = json.loads(content)
-        same_machine = claim["machine"] == _machine() != ""
-        return bool(same_machine and _started(claim["pid"]) != claim["started"])
+        return _ended(json.loads(content))
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _ended(claim: Mapping[str, Any]) -> bool:
+    same_machine = claim["machine"] == _machine() != ""
+    return bool(same_machine and _started(claim["pid"]) != claim["started"])

@@ -17,7 +17,7 @@ from common import PRECISIONS, build_guidance, device_name, pick_device, run, se
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from measure import peak_memory, seconds
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sag import storage
@@ -43,7 +43,7 @@ class BenchmarkConfig:
     precisions: list[str] | None = None
     compile: list[bool] = MISSING
     device: str = MISSING
-    out: str = MISSING
+    out: str | None = None
 
 
 ConfigStore.instance().store("benchmark_schema", BenchmarkConfig)
@@ -136,7 +136,12 @@ def main(cfg: DictConfig) -> None:
             f"batch_size and rounds must be at least 1, samples at least 10; got {cfg.batch_size}, {cfg.rounds}, {cfg.samples}"
         )
     device = pick_device(cfg.device, "float32")
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: value for key, value in settings.items() if key != "out"}
+    key = storage.settings_hash(settings)
     name = cfg.model.name if cfg.part == "sampling" else cfg.part
+    folder = storage.LocalFolder(Path(cfg.out or f"outputs/benchmark/{name}-{key[:8]}"))
+    check_earlier(folder, f"{name}.json", key)
     print(f"{name}, {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if cfg.part == "sampling":
         facts = benchmark_sampling(cfg, device)
@@ -145,12 +150,19 @@ def main(cfg: DictConfig) -> None:
     else:
         facts = benchmark_cluster(cfg.samples[0])
         print("\n".join(lines(facts)))
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
     machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    with storage.atomic(out / f"{name}.json") as file:
-        file.write(json.dumps(facts | machine, indent=1).encode())
-    print(f"wrote {out / name}.json")
+    check_earlier(folder, f"{name}.json", key)
+    folder.write(f"{name}.json", json.dumps(facts | machine | {"settings": key}, indent=1).encode())
+    print(f"wrote {folder}/{name}.json")
+
+
+def check_earlier(folder: storage.Folder, name: str, key: str) -> None:
+    """Raise a ValueError if a file has this name and holds something else than earlier measurements with these settings."""
+    try:
+        own = [name] if json.loads(folder.read(name))["settings"] == key else []
+    except (OSError, ValueError, LookupError, TypeError):
+        own = []
+    storage.refuse_foreign(folder, [name], own)
 
 
 def benchmark_sampling(cfg: DictConfig, device: torch.device) -> dict[str, Any]:

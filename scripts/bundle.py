@@ -38,7 +38,8 @@ def main(cfg: DictConfig) -> None:
     beyond = [name for name, value in converted.items() if not value.isfinite().all()]
     if beyond:
         raise ValueError(f"{', '.join(beyond[:3])} in {cfg.checkpoint} holds values that {cfg.dtype} cannot; use dtype=float32")
-    with storage.atomic(out) as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with storage.atomic(out, replace=False) as file:
         file.write(save(converted))
     print(f"wrote {out}: {len(converted)} tensors, {out.stat().st_size / 1e6:.2f} MB, {cfg.dtype}")
 

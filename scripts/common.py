@@ -5,12 +5,11 @@ import ctypes
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import sag
 from sag.checkpoints import CheckpointMismatch, load_network
@@ -117,19 +117,38 @@ def _keys(node: Any) -> list[str]:
     return [key for name, value in node.items() for key in [str(name), *_keys(value)]]
 
 
-def check_folder(out: Folder, settings: DictConfig) -> None:
-    """Raise a ValueError if `out` holds results of other settings (in its config.yaml), naming the keys that differ."""
+def check_folder(out: Folder, settings: DictConfig, free: Collection[str] = ()) -> None:
+    """Refuse a folder that holds results of other settings.
+
+    Args:
+        out: The folder; its config.yaml says which settings.
+        settings: Those of this run.
+        free: Keys that may differ.
+
+    Raises:
+        ValueError: other settings, naming the keys that differ, or a config.yaml that no run wrote.
+    """
     if "config.yaml" not in out.names():
         return
-    there = _flat(OmegaConf.to_container(OmegaConf.create(out.read("config.yaml").decode())))
-    here = _flat(OmegaConf.to_container(settings))
+    there, here = _flat(read_config(out)), _flat(OmegaConf.to_container(settings))
+    if not there.keys() & here.keys():
+        raise ValueError(f"{out}/config.yaml is there already, and no run wrote it; give another out, or move it away")
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
-        for key in sorted({*there, *here})
+        for key in sorted({*there, *here} - set(free))
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     if differing:
         raise ValueError(f"{out} holds results of other settings; give another out, or remove it: {', '.join(differing)}")
+
+
+def read_config(out: Folder) -> dict[str, Any]:
+    """Return the settings in the config.yaml of a run; nothing if it is the file of somebody else."""
+    try:
+        settings = OmegaConf.to_container(OmegaConf.create(out.read("config.yaml").decode()))
+    except (ValueError, YAMLError, OmegaConfBaseException):
+        return {}
+    return {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -187,12 +206,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": sys.version.split()[0],
     }
     return {"versions": versions, "commit": commit, "device": device_name(device)}
-
-
-def to_json(facts: Mapping[str, Any]) -> bytes:
-    """A JSON object with a line for each key."""
-    rows = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()]
-    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
 
 
 def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:

@@ -11,7 +11,7 @@ from common import run
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from rows import COLUMNS, compose_row
 from visualize import draw_masks
 
@@ -19,6 +19,7 @@ from sag import storage
 
 matplotlib.use("agg")
 SHOWN = 10  # samples of each row in the picture
+FILES = ("samples.png", "masks.png", "scores.png", "table.md")
 
 
 @dataclass
@@ -82,6 +83,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.num_samples < SHOWN:
         raise ValueError(f"num_samples must be at least {SHOWN}, got {cfg.num_samples}")
     out = Path(cfg.out)
+    settings: Any = OmegaConf.to_container(cfg)
+    settings = {key: value for key, value in settings.items() if key not in ("device", "out")}
+    storage.claim_files(storage.LocalFolder(out), settings, FILES)
     scores: dict[str, dict[str, float]] = {}
     images: dict[str, Any] = {}
     for name, overrides in cfg.rows.items():
@@ -91,7 +95,7 @@ def main(cfg: DictConfig) -> None:
         run = compose_row("demo", name, [*cfg.common, *overrides, *own]).run(folder, cfg.device)
         assert run is not None
         scores[name] = dict(run.metrics)
-        images[name] = storage.read_samples(next(folder.glob("samples_*.npz")))[0]
+        images[name] = storage.read_samples(next(folder.glob(f"samples_{cfg.num_samples}x*.npz")))[0]
     draw_samples(images, out / "samples.png")
     sag = compose("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
     draw_masks(sag, cfg.device, out / "masks.png")
@@ -99,7 +103,7 @@ def main(cfg: DictConfig) -> None:
     text = table(scores, cfg.num_samples)
     with storage.atomic(out / "table.md") as file:
         file.write(text.encode())
-    print(f"\n{text}\nwrote samples.png, masks.png, scores.png and table.md to {out}")
+    print(f"\n{text}\nwrote {', '.join(FILES)} to {out}")
 
 
 if __name__ == "__main__":

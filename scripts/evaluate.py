@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import CONFIGS, pick_device, provenance, run, to_json
+from common import CONFIGS, pick_device, provenance, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import sag
 from evaluations.batches import Batch, open_batch
+from evaluations.extraction import FeatureFiles, folder_name
 from evaluations.extractors import Extractor
 from evaluations.fashion import REFERENCE
 from evaluations.scoring import Scores, Settings, score, table
@@ -76,6 +76,9 @@ def find_samples(given: str | None) -> Path:
     packed = sorted(path.glob("samples_*.npz"))
     if not packed:
         raise ValueError(f"{path} is a run that is not finished; the same scripts/sample.py command continues it")
+    if len(packed) > 1:
+        names = ", ".join(file.name for file in packed)
+        raise ValueError(f"{path} holds several sample batches ({names}); give one of them as samples={packed[-1]}")
     return packed[0]
 
 
@@ -236,9 +239,13 @@ def main(cfg: DictConfig) -> None:
             print(f"rank {process.rank} of {process.world}: its share of the features is extracted")
             return
         facts = record(scores, samples, reference, identity, device, process)
-        with storage.atomic(out) as file:
-            file.write(to_json(facts))
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            with storage.atomic(out, replace=False) as file:
+                file.write(storage.to_json(facts))
+        except FileExistsError:
+            earlier(out, identity)  # another process has just written the same scores
+        if samples.images is not None:
+            FeatureFiles(work / folder_name(samples.images, extractor), len(samples.images)).remove()
     if not process.main:
         return
     good = show(facts, cfg.published)

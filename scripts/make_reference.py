@@ -1,6 +1,5 @@
 """Make a reference batch: python scripts/make_reference.py data=folder data.path=... data.size=256 out=reference.npz"""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def main(cfg: DictConfig) -> None:
             spatial.update(arrays["spatial"])
     of_spatial = spatial.statistics() if spatial.count else None
     write_reference(out, data, kept, pool.statistics(), of_spatial, extractor.id, compact=cfg.compact)
-    shutil.rmtree(work, ignore_errors=True)
+    files.remove()
     print(f"wrote {out}: statistics of {len(data)} images, {len(kept)} images, {extractor.id}")
     for note in extractor.notes:
         print(f"warning: {note}")

@@ -5,11 +5,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tables
 from common import run
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from page import page
 from rows import COLUMNS
 from tables import Line
@@ -93,6 +94,9 @@ def main(cfg: DictConfig) -> None:
         "report.html": page(found, [failed for failed in runs if failed.error is not None]),
     }
     folder = storage.LocalFolder(Path(cfg.out))
+    settings: Any = OmegaConf.to_container(cfg)
+    settings = {key: value for key, value in settings.items() if key != "out"}
+    storage.claim_files(folder, settings, [*texts, *(f"{name}.png" for name in found)])
     for name, text in texts.items():
         folder.write(name, text.encode())
     for name, table in found.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import sample
 import tables
 from common import run
 from hydra.core.config_store import ConfigStore
@@ -14,7 +15,10 @@ from rows import Row, compose_row
 from visualize import draw_masks
 
 from evaluations.results import Results
+from sag import storage
 from sag.distributed import Process
+
+MASKS = "masks.png"  # what SAG saw of a row's first samples
 
 
 @dataclass
@@ -70,15 +74,16 @@ def main(cfg: DictConfig) -> None:
             continue
         if main_process:
             print(f"\n{row.table}: {row.name}, seed {row.cfg.seed}", flush=True)
-        folder = Path(cfg.out) / row.key[:12]
-        found = row.run(folder, cfg.device)
+        folder, key = storage.LocalFolder(Path(cfg.out) / row.key[:12]), sample.shared_fingerprint(row.cfg)
+        storage.refuse_foreign(folder, [MASKS], storage.own_files(folder, key))
+        found = row.run(folder.path, cfg.device)
         if found is not None:
             if "sag" in row.cfg.guidance:
-                draw_masks(row.cfg, cfg.device, folder / "masks.png")  # for the report
+                storage.add_own_file(folder, key, MASKS)
+                draw_masks(row.cfg, cfg.device, folder.path / MASKS)  # for the report
             results.add(found)
             if not cfg.keep_samples:
-                for path in folder.glob("samples_*.npz"):
-                    path.unlink()
+                storage.remove_own_files(folder, key, (name for name in folder.names() if name.startswith("samples_")))
     if main_process:
         asked = {(row.key, row.table, row.name) for row in rows}
         (table,) = tables.lines(found for found in results.runs() if (found.key, found.table, found.row) in asked).values()

@@ -42,15 +42,16 @@ class Row:
             ValueError: what sampling and scoring raise.
         """
         self.cfg.out, self.cfg.device = str(out), device
-        sample.main(self.cfg)
+        _, target = sample.produce(self.cfg)
         scores = out / f"scores-{self.key[:8]}.json"
         cfg = compose("evaluate", _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring]))
-        cfg.samples, cfg.out, cfg.device = str(out), str(scores), device
+        cfg.samples, cfg.out, cfg.device = str(out / target), str(scores), device
         evaluate.main(cfg)
         if not Process.current().main:
             return None
         found: dict[str, Any] = json.loads(scores.read_bytes())
         made: dict[str, Any] = json.loads((out / "record.json").read_bytes())
+        indices = sample.choose_indices(self.cfg)
         settings: Any = OmegaConf.to_container(sample.identity(self.cfg))
         published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
         return Run(
@@ -58,13 +59,13 @@ class Row:
             table=self.table,
             row=self.name,
             seed=self.cfg.seed,
-            num_samples=len(made["indices"]),
+            num_samples=len(indices),
             settings=settings,
             scoring=found["identity"],
             metrics={re.sub(r"_\d+k?$", "", name): value for name, value in found["metrics"].items()},
             published=published,
             record={key: made[key] for key in ("versions", "commit", "device", "hosts")},
-            seconds=made["seconds"],
+            seconds=made["seconds"] if made["indices"] == indices else None,  # else the record is of another length
             folder=str(out),
         )
 

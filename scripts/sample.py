@@ -1,15 +1,16 @@
 """Sample images with any guidance: python scripts/sample.py model=... guidance=[sag,classifier] num_samples=..."""
 
+import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
-from common import build_guidance, check_folder, device_name, image_size, load, pick_device, provenance, run, to_json
+from common import build_guidance, check_folder, device_name, image_size, load, pick_device, provenance, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -18,13 +19,16 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.diffusion import Denoiser, Sampler, sample
-from sag.distributed import Claims, Process, Stop, this_process
+from sag.distributed import Claims, Process, Stop, is_claim, this_process
 from sag.guidance import ClassifierGuidance, Guidance, GuidedDenoiser
 from sag.models import UNet, UpsamplingUNet
 from sag.noise import SampleNoise, sample_labels
 
 GRID = 64  # at most so many images in the picture
+PICTURE = "grid.png"
 SHARDS = "shards"
+UNSETTLING = ("out", "device", "duplicates", "published")  # keys that decide nothing about the samples
+LAYOUT = ("num_samples", "batch_size")  # keys that decide how many samples there are and how they are made, but no sample
 BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 
 
@@ -48,6 +52,7 @@ class SampleConfig:
     compile: bool = MISSING
     device: str = MISSING
     out: str | None = None
+    duplicates: str | None = None
     published: Any = None
 
 
@@ -55,10 +60,10 @@ ConfigStore.instance().store("sample_schema", SampleConfig)
 
 
 def identity(cfg: DictConfig) -> DictConfig:
-    """The settings that decide what is sampled: all but where it runs, where it is written, and what others published."""
+    """The settings of a run: all but where it runs, where it is written, what it refuses, and what others published."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
-    return OmegaConf.create({key: value for key, value in settings.items() if key not in ("out", "device", "published")})
+    return OmegaConf.create({key: value for key, value in settings.items() if key not in UNSETTLING})
 
 
 def fingerprint(settings: DictConfig) -> str:
@@ -66,10 +71,16 @@ def fingerprint(settings: DictConfig) -> str:
     return sha256(OmegaConf.to_yaml(settings).encode()).hexdigest()
 
 
+def shared_fingerprint(cfg: DictConfig) -> str:
+    """A hash of the settings that runs on one folder share: a run may continue one with fewer samples or larger batches."""
+    settings = identity(cfg)
+    return fingerprint(OmegaConf.masked_copy(settings, [str(key) for key in settings if key not in LAYOUT]))
+
+
 def out_folder(cfg: DictConfig) -> storage.Folder:
     """The folder of `out`, or one under outputs/ named by the settings."""
     techniques = "+".join(cfg.guidance) or "none"
-    return storage.open_folder(cfg.out or f"outputs/{cfg.model.name}-{techniques}-{fingerprint(identity(cfg))[:8]}")
+    return storage.open_folder(cfg.out or f"outputs/{cfg.model.name}-{techniques}-{shared_fingerprint(cfg)[:8]}")
 
 
 def choose_indices(cfg: DictConfig) -> list[int]:
@@ -168,8 +179,14 @@ def describe(job: "Job", out: storage.Folder) -> None:
     print(f"samples   {len(job.indices)}, seed {cfg.seed}, in batches of {cfg.batch_size}, to {out}", flush=True)
 
 
-def record(job: "Job", made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a reader of the samples wants to know of how they came about; made: what the shards say."""
+def record(job: "Job", made: Sequence[Mapping[str, Any]], own: Collection[str]) -> dict[str, Any]:
+    """What a reader of the samples wants to know of how they came about; it is also the run's record of its own files.
+
+    Args:
+        job: The run.
+        made: What the shards say of how they were made.
+        own: Files of earlier runs with these settings.
+    """
     return {
         "seed": job.cfg.seed,
         "indices": job.indices,
@@ -179,12 +196,15 @@ def record(job: "Job", made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "processes": len({(shard["host"], shard["pid"], shard["started"]) for shard in made}),
         "seconds": round(sum(shard["seconds"] for shard in made), 3),  # of all processes together, without loading and packing
         "wall_seconds": round(max(s["time"] for s in made) - min(s["time"] - s["seconds"] for s in made), 3),
+        "reused": sum(shard["reused"] for shard in made),  # samples of earlier runs with another length or batch size
+        "settings": job.key,
+        "files": sorted({*own, PICTURE, job.target} - {storage.RECORD}),
     }
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the samples of a run are made from."""
+    """What the samples of a run are made from; key: a hash of the settings that runs on one folder share."""
 
     cfg: DictConfig
     indices: list[int]
@@ -194,6 +214,7 @@ class Job:
     sampler: Sampler
     low_res: storage.ImageSource | None
     device: torch.device
+    key: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -201,18 +222,23 @@ class Job:
         network = self.denoiser.network
         return network.image_channels, *image_size(network, self.cfg.size)
 
+    def batch(self, count: int) -> str:
+        """The name of `count` packed samples."""
+        channels, height, width = self.shape
+        stored = 3 if channels == 1 and self.cfg.bits == 8 else channels  # as storage.quantise
+        return f"samples_{count}x{height}x{width}x{stored}.npz"
+
     @property
     def target(self) -> str:
         """The name of the packed samples."""
-        channels, height, width = self.shape
-        stored = 3 if channels == 1 and self.cfg.bits == 8 else channels  # as storage.quantise
-        return f"samples_{len(self.indices)}x{height}x{width}x{stored}.npz"
+        return self.batch(len(self.indices))
 
     @property
-    def shards(self) -> dict[str, slice]:
+    def shards(self) -> dict[str, range]:
         """The rows of `indices` in each shard, by its name; fixed by the number of samples and the batch size."""
-        size = self.cfg.batch_size
-        return {f"{start:08d}.npz": slice(start, start + size) for start in range(0, len(self.indices), size)}
+        count, size = len(self.indices), self.cfg.batch_size
+        rows = (range(start, min(start + size, count)) for start in range(0, count, size))
+        return {storage.shard_name(own): own for own in rows}
 
 
 def prepare(cfg: DictConfig) -> Job:
@@ -223,6 +249,8 @@ def prepare(cfg: DictConfig) -> Job:
     """
     if cfg.bits not in storage.BITS:
         raise ValueError(f"bits must be 8 or 16, got {cfg.bits}")
+    if cfg.duplicates not in (None, "refuse", "warn"):
+        raise ValueError(f"duplicates must be refuse, warn or null, got {cfg.duplicates!r}")
     indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
     network = load(cfg.model, device, cfg.precision, cfg.compile)
     guidance = build_guidance(cfg.guidance, lambda node: load(node, device, cfg.precision, cfg.compile))
@@ -231,20 +259,42 @@ def prepare(cfg: DictConfig) -> Job:
     image_size(network, cfg.size)
     low_res, low_res_labels = read_low_res(cfg, network, indices)
     labels = low_res_labels or choose_labels(cfg, indices, denoiser, guidance)
-    return Job(cfg, indices, labels, denoiser, guidance, sampler, low_res, device)
+    return Job(cfg, indices, labels, denoiser, guidance, sampler, low_res, device, shared_fingerprint(cfg))
 
 
-def make(job: Job, rows: slice, watch: Callable[[float], None]) -> torch.Tensor:
+def make(job: Job, rows: Sequence[int], watch: Callable[[float], None]) -> torch.Tensor:
     """The images of some rows, (n, C, H, W) in [-1, 1]; `watch` is called after every step with the share that is done."""
-    noise = SampleNoise(job.cfg.seed, job.indices[rows], job.shape, job.device)
+    noise = SampleNoise(job.cfg.seed, [job.indices[row] for row in rows], job.shape, job.device)
     denoiser = job.denoiser
     if job.low_res is not None:
-        denoiser = replace(denoiser, low_res=storage.dequantise(job.low_res.read(rows.start, rows.stop), job.device))
-    y = None if job.labels is None else torch.tensor(job.labels[rows], device=job.device)
+        denoiser = replace(denoiser, low_res=storage.dequantise(job.low_res.take(np.asarray(rows)), job.device))
+    y = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=job.device)
     guided = GuidedDenoiser(denoiser, job.guidance, noise.mask)
     for step in sample(guided, job.sampler, noise.initial(), y, noise=noise.step):
         watch(1 - step.t / len(denoiser.diffusion.schedule))
     return step.x
+
+
+def check_place(job: Job, out: storage.Folder) -> None:
+    """Refuse a folder in which this run would come across files of somebody else.
+
+    The first shard comes after config.yaml, and all else after the first shard. So where there is no config.yaml, no such file
+    is a run's; and where there is one, the shards are those of runs with these settings.
+
+    Raises:
+        ValueError: results of other settings, or a file that no run with these settings wrote.
+    """
+    shards = out.names(SHARDS)  # before the names in `out`, where another process may just begin
+    check_folder(out, identity(job.cfg), LAYOUT)
+    if out.exists("config.yaml"):
+        own = storage.own_files(out, job.key)
+    else:
+        own = set()
+        strangers = {name for name in shards if not is_claim(out, f"{SHARDS}/{name}")}
+        storage.refuse_foreign(out, {f"{SHARDS}/{name}" for name in strangers}, own)
+    if SHARDS in out.names():
+        raise ValueError(f"{out}/{SHARDS} is a file, where the run needs a folder; give another out, or move it away")
+    storage.refuse_foreign(out, {storage.RECORD, PICTURE, job.target}, own)
 
 
 def remove_damaged(job: Job, out: storage.Folder) -> None:
@@ -255,8 +305,7 @@ def remove_damaged(job: Job, out: storage.Folder) -> None:
     """
     for name in sorted(out.names(SHARDS) & set(job.shards)):
         try:
-            if storage.read_shard(out, f"{SHARDS}/{name}").settings != fingerprint(identity(job.cfg)):
-                check_folder(out, identity(job.cfg))  # names the keys that differ
+            if storage.read_shard(out, f"{SHARDS}/{name}").settings != job.key:
                 raise ValueError(
                     f"{out}/{SHARDS}/{name} is a shard of a run with other settings; remove it, or give another out"
                 )
@@ -267,56 +316,91 @@ def remove_damaged(job: Job, out: storage.Folder) -> None:
             continue
 
 
+def find_earlier(job: Job, out: storage.Folder) -> storage.EarlierSamples:
+    """The samples that earlier runs with another length or batch size left in `out`."""
+    own = storage.own_files(out, job.key) & out.names()
+    counts = {name: int(count[1]) for name in own if (count := re.match(r"samples_(\d+)x", name))}
+    packed = {name: count for name, count in counts.items() if name == job.batch(count)}
+    return storage.EarlierSamples(out, SHARDS, job.key, job.shards, packed if job.cfg.indices is None else {})
+
+
+def begin(job: Job, out: storage.Folder) -> None:
+    """Write config.yaml, which says whose folder this is; one of a run with another length or batch size is replaced.
+
+    Raises:
+        ValueError: a run with other settings has begun here meanwhile.
+    """
+    config = OmegaConf.to_yaml(identity(job.cfg)).encode()
+    if out.create("config.yaml", config):
+        return
+    check_folder(out, identity(job.cfg), LAYOUT)
+    there = out.read("config.yaml")
+    if there != config and there == OmegaConf.to_yaml(OmegaConf.create(there.decode())).encode():  # else it is edited by hand
+        out.write("config.yaml", config)
+
+
 def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
     """Make the shards that are not there, in turn with all other processes that work at them.
 
     Raises:
         SystemExit: a signal asked to stop; the shard in hand is finished.
     """
-    settings = identity(job.cfg)
     claims = Claims(out, SHARDS, process)
 
     def over() -> bool:
         stop.check()
         return job.target in out.names()
 
-    with tqdm(total=len(job.indices), unit="image", bar_format=BAR, disable=not process.main) as bar:
+    bar = tqdm(total=len(job.indices), unit="image", bar_format=BAR, disable=not process.main)
+    with bar, find_earlier(job, out) as earlier:
         for name in claims.take(list(job.shards), finished=over):
-            rows = job.shards[name]
-            begin, count = time.monotonic(), len(job.indices[rows])
-            done = claims.done * job.cfg.batch_size
+            rows, begun, done = job.shards[name], time.monotonic(), claims.done * job.cfg.batch_size
 
-            def watch(share: float, done: int = done, count: int = count) -> None:
+            def watch(share: float, done: int = done, count: int = len(rows)) -> None:
                 claims.beat()
                 bar.update(min(done + count * share, len(job.indices)) - bar.n)
 
-            images = make(job, rows, watch)
-            out.create("config.yaml", OmegaConf.to_yaml(settings).encode())
-            check_folder(out, settings)  # a run of other settings may have begun here meanwhile
-            made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begin}
-            labels = None if job.labels is None else np.asarray(job.labels[rows])
-            levels = storage.quantise(images, job.cfg.bits)
-            shard = storage.Shard(levels, labels, np.asarray(job.indices[rows]), fingerprint(settings), made)
+            images = earlier.read(rows)
+            missing = [row for row in rows if row not in images]
+            if missing:
+                images |= dict(zip(missing, storage.quantise(make(job, missing, watch), job.cfg.bits), strict=True))
+            begin(job, out)
+            made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begun}
+            shard = storage.Shard(
+                np.stack([images[row] for row in rows]),
+                None if job.labels is None else np.asarray(job.labels[rows.start : rows.stop]),
+                np.asarray(job.indices[rows.start : rows.stop]),
+                job.key,
+                {**made, "reused": len(rows) - len(missing)},
+            )
             storage.write_shard(out, f"{SHARDS}/{name}", shard)
 
 
 def finish(job: Job, out: storage.Folder, process: Process) -> None:
-    """Let one process check the shards, write the picture and the record, and pack the target; with it the run is done.
+    """Let one process check the shards, write the record and the picture, and pack the target; with it the run is done.
 
     If a shard turns out to be damaged it is removed, and nothing is packed. Nor is it where another process takes shards away
     meanwhile: it found them damaged, or this process seemed dead to it and it has packed them.
+
+    Raises:
+        ValueError: a file of somebody else is in the way, or samples are equal.
     """
-    claims, settings = Claims(out, "", process), identity(job.cfg)
-    for _ in claims.take([job.target], finished=lambda: not set(job.shards) <= out.names(SHARDS)):
+    claims = Claims(out, SHARDS, process)
+
+    def over() -> bool:
+        return job.target in out.names() or not set(job.shards) <= out.names(SHARDS)
+
+    for _ in claims.take([job.target], finished=over):  # it is never among the shards: its claim is
         names = [f"{SHARDS}/{name}" for name in job.shards]
         try:
-            contents = storage.check_shards(out, names, job.indices, fingerprint(settings), claims.beat)
+            contents = storage.check_shards(out, names, job.indices, job.key, claims.beat, job.cfg.duplicates)
             shown: list[storage.Images] = []
             for name in names[: -(-GRID // job.cfg.batch_size)]:
                 shown += list(storage.read_shard(out, name).images[: GRID - len(shown)])
-            with out.writer("grid.png") as file:
+            check_place(job, out)
+            out.write(storage.RECORD, storage.to_json(record(job, contents.made, storage.own_files(out, job.key))))
+            with out.writer(PICTURE) as file:
                 Image.fromarray(storage.picture(np.stack(shown))).save(file, "PNG")
-            out.write("record.json", to_json(record(job, contents.made)))
             storage.pack(out, names, contents, job.target, claims.beat)
         except storage.DamagedShard as error:
             print(f"warning   {error}; it is made again", flush=True)
@@ -324,32 +408,55 @@ def finish(job: Job, out: storage.Folder, process: Process) -> None:
             return
         except FileNotFoundError:
             return
-        print(f"wrote     {out}/{job.target}, grid.png, config.yaml and record.json", flush=True)
+        if contents.warning is not None:
+            print(f"warning   {contents.warning}", flush=True)
+        print(f"wrote     {out}/{job.target}, {PICTURE}, config.yaml and {storage.RECORD}", flush=True)
 
 
 def finished(job: Job, out: storage.Folder) -> bool:
     """Whether the target is there.
 
     Raises:
-        ValueError: it is, and a run of other settings made it.
+        ValueError: it is, and no run with these settings made it.
     """
     if job.target not in out.names():
         return False
-    check_folder(out, identity(job.cfg))
+    check_place(job, out)
     return True
 
 
-def tidy(out: storage.Folder) -> None:
+def tidy(job: Job, out: storage.Folder) -> None:
     """Remove what only an unfinished run needs; every process does so when it ends, in case it wrote something late."""
-    out.remove_folder(SHARDS)
-    out.remove_leftovers()
+    for name in out.names(SHARDS):
+        shard = name.removesuffix(".claim")
+        if shard in job.shards or shard == job.target or is_own_shard(job, out, name):
+            out.remove(f"{SHARDS}/{name}")
+    out.remove_leftovers(SHARDS, r"\d{8,}-\d{8,}\.npz(\.claim)?|" + re.escape(f"{job.target}.claim"))
+    out.remove_leftovers("", "|".join(map(re.escape, ["config.yaml", PICTURE, storage.RECORD, job.target])))
 
 
-def main(cfg: DictConfig) -> None:
-    """Sample by the config, shard by shard as other processes leave them, then pack; what is finished is not made again."""
+def is_own_shard(job: Job, out: storage.Folder, name: str) -> bool:
+    """Whether this is a shard, or a dead process's claim, of a run with these settings and another length or batch size."""
+    if storage.shard_rows(name.removesuffix(".claim")) is None:
+        return False
+    if name.endswith(".claim"):
+        return is_claim(out, f"{SHARDS}/{name}", dead=True)
+    try:
+        return storage.read_shard(out, f"{SHARDS}/{name}").settings == job.key
+    except (storage.DamagedShard, FileNotFoundError):
+        return False
+
+
+def produce(cfg: DictConfig) -> tuple[storage.Folder, str]:
+    """Sample by the config, shard by shard as other processes leave them, then pack; what is finished is not made again.
+
+    Returns:
+        The folder, and the name of the packed samples in it.
+    """
     process, out = Process.current(), out_folder(cfg)
-    check_folder(out, identity(cfg))
+    check_folder(out, identity(cfg), LAYOUT)
     job = prepare(cfg)
+    check_place(job, out)
     if process.main:
         describe(job, out)
     device = f"{job.device} ({device_name(job.device)})"
@@ -362,7 +469,13 @@ def main(cfg: DictConfig) -> None:
         while not finished(job, out):
             work(job, out, process, stop)
             finish(job, out, process)
-    tidy(out)
+    tidy(job, out)
+    return out, job.target
+
+
+def main(cfg: DictConfig) -> None:
+    """Sample by the config."""
+    produce(cfg)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common import run
+from common import read_config, run
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 from sample import SHARDS
 
 from sag import storage
+from sag.distributed import is_claim
 
 
 @dataclass
@@ -58,23 +59,22 @@ def main(cfg: DictConfig) -> None:
         ValueError: no run there.
     """
     out = storage.open_folder(cfg.out)
-    files = out.names()
-    packed = sorted(name for name in files if name.startswith("samples_") and name.endswith(".npz"))
-    if packed:
-        print(f"finished  {out}/{packed[0]}")
-        return
-    shards = out.names(SHARDS)
+    shards, files = out.names(SHARDS), out.names()
     if "config.yaml" not in files:
         begun = " yet; its first shard is being made" if shards else "; give the folder of a run of scripts/sample.py as out="
         raise ValueError(f"{out} holds no config.yaml{begun}")
-    settings = OmegaConf.create(out.read("config.yaml").decode())
-    indices = list(settings.indices) if settings.indices is not None else list(range(settings.num_samples))
-    rows = {
-        f"{start:08d}.npz": indices[start : start + settings.batch_size]
-        for start in range(0, len(indices), settings.batch_size)
-    }
+    settings = read_config(out)
+    if not {"num_samples", "indices"} <= set(settings):
+        raise ValueError(f"{out}/config.yaml is not that of a run of scripts/sample.py; give the folder of one as out=")
+    indices = settings["indices"] or list(range(settings["num_samples"]))
+    packed = sorted(name for name in files if name.startswith(f"samples_{len(indices)}x") and name.endswith(".npz"))
+    if packed:
+        print(f"finished  {out}/{packed[0]}")
+        return
     made = {}
-    for name in sorted(shards & set(rows)):
+    for name in sorted(shards):
+        if storage.shard_rows(name) is None:
+            continue
         try:
             made[name] = storage.read_shard(out, f"{SHARDS}/{name}").made
         except storage.DamagedShard as error:
@@ -82,9 +82,11 @@ def main(cfg: DictConfig) -> None:
         except FileNotFoundError:  # the run goes on: packed just now, perhaps
             main(cfg)
             return
+    rows = {name: storage.shard_rows(name) or range(0) for name in made}
     sizes = {name: len(own) for name, own in rows.items()}
-    done = sum(sizes[name] for name in made)
-    print(f"done      {done} of {len(indices)} samples, {len(made)} of {len(rows)} shards")
+    missing = sorted(set(range(len(indices))).difference(*rows.values()))
+    done = len(indices) - len(missing)
+    print(f"done      {done} of {len(indices)} samples, in {len(made)} shards")
     hosts: dict[str, int] = {}
     for name, facts in made.items():
         hosts[facts["host"]] = hosts.get(facts["host"], 0) + sizes[name]
@@ -93,10 +95,11 @@ def main(cfg: DictConfig) -> None:
     per_second = speed(list(made.values()), [sizes[name] for name in made], cfg.minutes)
     left = f", {duration((len(indices) - done) / per_second)} left" if per_second else ""
     print(f"speed     {per_second:.3g} images/s over the last {cfg.minutes:g} minutes{left}")
-    print(f"at work   {sum(name.endswith('.claim') for name in shards)} shards are claimed")
-    missing = [index for name, own in rows.items() if name not in made for index in own]
+    claims = [f"{SHARDS}/{name}" for name in shards if name.endswith(".claim")]
+    dead = sum(is_claim(out, name, dead=True) for name in claims)
+    print(f"at work   {len(claims) - dead} shards are claimed{f', {dead} more by processes that have ended' if dead else ''}")
     if missing:
-        print(f"missing   samples {ranges(missing)}")
+        print(f"missing   samples {ranges([indices[row] for row in missing])}")
 
 
 if __name__ == "__main__":

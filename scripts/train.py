@@ -24,7 +24,7 @@ from sag.distributed import Process, meet_by_mpi
 from sag.models import UNet
 from sag.noise import SampleNoise
 from sag.storage import ImageSource
-from sag.training import Objective, Settings, Trainer
+from sag.training import STATE, Objective, Settings, Trainer
 
 MEETING = timedelta(minutes=10)  # how long processes wait for each other
 GRID = 64
@@ -86,7 +86,7 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
     *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), y, noise=noise.step)
     picture = storage.picture(storage.quantise(last.x))
-    with storage.atomic(trainer.out / f"grid{trainer.step:06d}.png") as file:
+    with trainer.writer(f"grid{trainer.step:06d}.png") as file:
         Image.fromarray(picture).save(file, "PNG")
 
 
@@ -117,7 +117,10 @@ def main(cfg: DictConfig) -> None:
     process, device = Process.current(), pick_device(cfg.device, "float32")
     settings: Settings = instantiate(cfg.settings, _convert_="all")
     out = Path(cfg.out)
-    check_folder(storage.LocalFolder(out), identity(cfg))
+    folder = storage.LocalFolder(out)
+    check_folder(folder, identity(cfg))
+    if folder.exists(STATE) and not folder.exists("config.yaml"):
+        raise ValueError(f"{out}/{STATE} is there already, and no run of train.py wrote it; give another out, or move it away")
     data: ImageSource = instantiate(cfg.data)
     torch.manual_seed(settings.seed)
     network = instantiate(cfg.task.network, _convert_="all")
@@ -135,9 +138,7 @@ def main(cfg: DictConfig) -> None:
             print(f"network   {type(network).__name__}, {parameters / 1e6:.2f} M parameters, {steps}")
             print(f"data      {len(data)} images, {settings.batch_size} per step, {process.world} processes")
             print(f"device    {device} ({device_name(device)}), {settings.precision}, to {out}", flush=True)
-            out.mkdir(parents=True, exist_ok=True)
-            with storage.atomic(out / "config.yaml") as file:
-                file.write(OmegaConf.to_yaml(identity(cfg)).encode())
+            folder.create("config.yaml", OmegaConf.to_yaml(identity(cfg)).encode())
         pictures = cfg.grid_steps > 0 and isinstance(network, UNet)
         on_save = (lambda t: draw(t, cfg)) if pictures else None
         with tqdm(total=settings.steps, initial=trainer.step, unit="step", disable=not process.main) as bar:

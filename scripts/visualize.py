@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
 from sample import choose_labels
 from torch import Tensor
@@ -205,9 +205,15 @@ def main(cfg: DictConfig) -> None:
         return
     if cfg.moments < 1 or not cfg.samples or min(cfg.samples) < 0:
         raise ValueError(f"moments must be at least 1 and samples numbers >= 0, got {cfg.moments} and {list(cfg.samples)}")
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: value for key, value in settings.items() if key not in ("device", "out", "layers")}
+    key = storage.settings_hash(settings)
+    out = Path(cfg.out or f"outputs/visualize/{cfg.model.name}-{key[:8]}")
+    layers = cfg.layers or [cfg.guidance.sag.layer] if "sag" in cfg.guidance else []
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("png", "gif")]
+    storage.refuse_foreign(storage.LocalFolder(out), [storage.RECORD, *names], storage.own_files(storage.LocalFolder(out), key))
     found = look(cfg, cfg.layers, list(cfg.samples), cfg.moments, pick_device(cfg.device, cfg.precision))
-    out = Path(cfg.out or f"outputs/visualize/{cfg.model.name}")
-    out.mkdir(parents=True, exist_ok=True)
+    storage.claim_files(storage.LocalFolder(out), settings, names)
     for layer, moments in found.items():
         draw_strip(moments, out / f"{layer}.png")
         draw_gif(moments, out / f"{layer}.gif")

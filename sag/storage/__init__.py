@@ -1,10 +1,21 @@
 """Images on disk: shards written atomically and packed into ADM's npz, and image collections read by streaming."""
 
 from sag.storage.downloads import cache_folder, cached, fetch, remote_size
+from sag.storage.earlier import EarlierSamples
 from sag.storage.files import atomic
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.images import ArrayImages, FolderImages, ImageSource, NpzImages, SelectedImages, open_images
 from sag.storage.levels import BITS, Images, dequantise, eight_bits, from_values, quantise, to_values
+from sag.storage.owned import (
+    RECORD,
+    add_own_file,
+    claim_files,
+    own_files,
+    refuse_foreign,
+    remove_own_files,
+    settings_hash,
+    to_json,
+)
 from sag.storage.shards import (
     Contents,
     DamagedShard,
@@ -14,16 +25,20 @@ from sag.storage.shards import (
     picture,
     read_samples,
     read_shard,
+    shard_name,
+    shard_rows,
     stream_array,
     write_shard,
 )
 
 __all__ = [
     "BITS",
+    "RECORD",
     "ArrayImages",
     "BlobFolder",
     "Contents",
     "DamagedShard",
+    "EarlierSamples",
     "Folder",
     "FolderImages",
     "ImageSource",
@@ -32,23 +47,32 @@ __all__ = [
     "NpzImages",
     "SelectedImages",
     "Shard",
+    "add_own_file",
     "atomic",
     "cache_folder",
     "cached",
     "check_shards",
+    "claim_files",
     "dequantise",
     "eight_bits",
     "fetch",
     "from_values",
     "open_folder",
     "open_images",
+    "own_files",
     "pack",
     "picture",
     "quantise",
     "read_samples",
     "read_shard",
+    "refuse_foreign",
     "remote_size",
+    "remove_own_files",
+    "settings_hash",
+    "shard_name",
+    "shard_rows",
     "stream_array",
+    "to_json",
     "to_values",
     "write_shard",
 ]

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -39,16 +40,31 @@ class Folder(ABC):
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless it is there; whether it was written. Of several who try at once, on a disk one succeeds."""
 
+    def exists(self, name: str) -> bool:
+        """Tell whether anything has this name: a file, on a disk also a folder or a broken link."""
+        within, _, last = name.rpartition("/")
+        return last in self.names(within)
+
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
-    @abstractmethod
-    def remove_folder(self, within: str) -> None:
-        """Remove a folder within and all that is in it, if it is there."""
+    def remove_leftovers(self, within: str, names: str) -> None:
+        """Remove the unfinished files that killed writers left; only while nobody writes these files.
 
-    def remove_leftovers(self) -> None:
-        """Remove the unfinished files of killed writers; only while nobody writes."""
+        Args:
+            within: The folder within, or "" for the folder itself.
+            names: A regular expression of the names that they would have had.
+        """
+
+    @abstractmethod
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """Give the path of a file on this machine: the file itself, or a copy for as long as the block lasts.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, replacing what is there."""
@@ -67,15 +83,20 @@ class LocalFolder(Folder):
         if path.exists() and not path.is_dir():
             raise ValueError(f"out={path} is a file; give a folder")
         self.path = path
+        self._made = False
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def exists(self, name: str) -> bool:
+        """See `Folder.exists`."""
+        return os.path.lexists(self.path / name)
 
     def names(self, within: str = "") -> set[str]:
         """See `Folder.names`; unfinished files are hidden."""
         try:
             return {entry.name for entry in os.scandir(self.path / within) if entry.is_file() and entry.name[0] != "."}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return set()
 
     def read(self, name: str) -> bytes:
@@ -84,6 +105,7 @@ class LocalFolder(Folder):
 
     def _place(self, name: str) -> Path:
         path = self.path / name
+        self._made |= not self.path.exists()
         try:
             with contextlib.suppress(FileNotFoundError):  # another process removed an empty folder just now: once more
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,22 +142,30 @@ class LocalFolder(Folder):
                 return
 
     def remove(self, name: str) -> None:
-        """See `Folder.remove`; folders that are then empty go too."""
+        """See `Folder.remove`; a folder within that is then empty goes too, and the folder itself if this object made it."""
         path = self.path / name
         path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty, or gone
-            path.parent.rmdir()
-            if path.parent != self.path:
-                self.path.rmdir()
+        self._remove_empty(path.parent)
 
-    def remove_folder(self, within: str) -> None:
-        """See `Folder.remove_folder`."""
-        shutil.rmtree(self.path / within, ignore_errors=True)
-
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, within: str, names: str) -> None:
         """See `Folder.remove_leftovers`."""
-        for path in self.path.glob(".*.part"):
-            path.unlink(missing_ok=True)
+        unfinished = re.compile(rf"\.(?:{names})\..*\.part")
+        for path in (self.path / within).glob(".*.part"):
+            if unfinished.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        self._remove_empty(self.path / within)
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder.local`."""
+        yield self.path / name
+
+    def _remove_empty(self, within: Path) -> None:
+        with contextlib.suppress(OSError):  # not empty, or gone
+            if within != self.path:
+                within.rmdir()
+            if self._made:
+                self.path.rmdir()
 
 
 class BlobFolder(Folder):
@@ -172,6 +202,15 @@ class BlobFolder(Folder):
             with self._blobs.BlobFile(self._at(name), "wb") as remote:
                 shutil.copyfileobj(local, remote, 1 << 22)
 
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder.local`."""
+        with tempfile.TemporaryDirectory() as copies:
+            path = Path(copies) / Path(name).name
+            with self._blobs.BlobFile(self._at(name), "rb") as remote, open(path, "xb") as copy:
+                shutil.copyfileobj(remote, copy, 1 << 22)
+            yield path
+
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder.create`; two who try at the same moment may both succeed."""
         if self._blobs.exists(self._at(name)):
@@ -183,11 +222,6 @@ class BlobFolder(Folder):
         """See `Folder.remove`."""
         with contextlib.suppress(FileNotFoundError):
             self._blobs.remove(self._at(name))
-
-    def remove_folder(self, within: str) -> None:
-        """See `Folder.remove_folder`."""
-        for name in self.names(within):
-            self.remove(f"{within}/{name}")
 
 
 def open_folder(place: str) -> Folder:

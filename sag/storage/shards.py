@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,17 @@ class Shard:
         return digest.hexdigest()
 
 
+def shard_name(rows: range) -> str:
+    """Return the file name of the shard that holds these rows of a run."""
+    return f"{rows.start:08d}-{rows.stop - 1:08d}.npz"
+
+
+def shard_rows(name: str) -> range | None:
+    """Return the rows that a shard of this name holds; None if it is not the name of a shard."""
+    found = re.fullmatch(r"(\d{8,})-(\d{8,})\.npz", name)
+    return None if found is None else range(int(found[1]), int(found[2]) + 1)
+
+
 def write_shard(folder: Folder, name: str, shard: Shard) -> None:
     """Write a shard as one npz, with its checksum."""
     arrays: dict[str, NDArray[Any]] = {"arr_0": shard.images, "indices": shard.indices}
@@ -83,29 +95,55 @@ def read_shard(folder: Folder, name: str) -> Shard:
     return shard
 
 
+Duplicates = Literal["refuse", "warn"]
+"""What becomes of samples with equal images."""
+
+
 @dataclass(frozen=True)
 class Contents:
-    """What shards hold together: `count` images of `shape` (H, W, C), labels (count,) or None, and how each was made."""
+    """What shards hold together.
+
+    Attributes:
+        count: How many images.
+        shape: (H, W, C) of one.
+        dtype: uint8 or uint16.
+        labels: (count,) int64, or None.
+        made: How each shard was made.
+        warning: What a user must know of equal images, or None.
+    """
 
     count: int
     shape: tuple[int, ...]
     dtype: np.dtype
     labels: NDArray[np.int64] | None
     made: Sequence[Mapping[str, Any]]
+    warning: str | None = None
 
 
 def check_shards(
-    folder: Folder, names: Sequence[str], indices: Sequence[int], settings: str, beat: Callable[[], None] = lambda: None
+    folder: Folder,
+    names: Sequence[str],
+    indices: Sequence[int],
+    settings: str,
+    beat: Callable[[], None] = lambda: None,
+    duplicates: Duplicates | None = None,
 ) -> Contents:
     """Read shards, one at a time, and see that together, in the given order, they hold the samples `indices`.
 
-    beat: called before each.
+    Args:
+        folder: Where the shards are.
+        names: The shards.
+        indices: The samples that they should hold.
+        settings: The hash of the settings that they should be made with.
+        beat: Called before each.
+        duplicates: "refuse" refuses any two equal images, "warn" none. None refuses what noise cannot do: images that are all
+            equal, or a shard that repeats another one; single pairs, such as blank images, are a warning.
 
     Raises:
         DamagedShard: a shard that must be made again.
-        ValueError: shards of other settings, that do not hold exactly the samples `indices`, or with two equal images.
+        ValueError: shards of other settings, that do not hold exactly the samples `indices`, or with equal images.
     """
-    seen: dict[bytes, int] = {}
+    twins = _Twins()
     found: list[int] = []
     labels: list[NDArray[np.int64]] = []
     made: list[Mapping[str, Any]] = []
@@ -114,20 +152,54 @@ def check_shards(
         shard = read_shard(folder, name)
         if shard.settings != settings:
             raise ValueError(f"{folder}/{name} is a shard of a run with other settings; remove it, or give another out")
-        for index, image in zip(shard.indices.tolist(), shard.images, strict=True):
-            twin = seen.setdefault(sha256(image.data).digest(), index)
-            if twin != index:
-                raise ValueError(
-                    f"samples {twin} and {index} in {folder} are equal to the bit: something is wrong with the noise or the "
-                    "network, and nothing was packed"
-                )
+        twins.add(shard)
         found += shard.indices.tolist()
         made.append(shard.made)
         if shard.labels is not None:
             labels.append(shard.labels)
     if found != list(indices):
         raise ValueError(f"the shards in {folder} do not hold the samples asked for; remove its folder shards and run again")
-    return Contents(len(found), shard.images.shape[1:], shard.images.dtype, np.concatenate(labels) if labels else None, made)
+    if twins.pairs and (duplicates == "refuse" or (duplicates is None and twins.serious)):
+        raise ValueError(
+            f"{twins.describe(folder)}: something is wrong with the noise or the network, and nothing was packed; "
+            "if equal images are right, duplicates=warn packs them"
+        )
+    warning = twins.describe(folder) if twins.pairs else None
+    joined = np.concatenate(labels) if labels else None
+    return Contents(len(found), shard.images.shape[1:], shard.images.dtype, joined, made, warning)
+
+
+class _Twins:
+    """Equal images among the shards that are added."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self._count = 0
+        self._first: dict[bytes, int] = {}
+        self._example = (0, 0)
+        self._shards: set[bytes] = set()
+        self._repeated = False
+
+    @property
+    def serious(self) -> bool:
+        """Whether all images are equal, or a shard of several images repeats another."""
+        return self._repeated or 0 < self.pairs == self._count - 1
+
+    def add(self, shard: Shard) -> None:
+        digests = [sha256(np.ascontiguousarray(image).data).digest() for image in shard.images]
+        for index, digest in zip(shard.indices.tolist(), digests, strict=True):
+            twin = self._first.setdefault(digest, index)
+            if twin != index:
+                self._example = self._example if self.pairs else (twin, index)
+                self.pairs += 1
+        self._count += len(digests)
+        whole = sha256(b"".join(digests)).digest()
+        self._repeated |= len(digests) > 1 and whole in self._shards
+        self._shards.add(whole)
+
+    def describe(self, folder: Folder) -> str:
+        more = "" if self.pairs == 1 else f", and {self.pairs - 1} more repeat earlier ones"
+        return f"samples {self._example[0]} and {self._example[1]} in {folder} are equal to the bit{more}"
 
 
 def pack(

@@ -9,12 +9,15 @@ import csv
 import functools
 import io
 import json
+import os
+import pickle
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,8 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from sag.distributed import Process
-from sag.storage import Images, ImageSource, atomic, dequantise
+from sag.storage import Images, ImageSource, LocalFolder, atomic, dequantise, refuse_foreign
 from sag.training.losses import Objective
+
+STATE, LOG = "state.json", "log.csv"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class Trainer:
         objective.check(None if labels is None else int(labels.max()) + 1)
         self.labels = labels
         self.step = 0
+        self._saved = 0  # the step of the last checkpoint
+        self._files: set[str] = set()  # those that this run wrote into `out`
+        self._data: Future[str] | None = None  # the fingerprint, once it is known
         self.optimizer = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -121,7 +129,9 @@ class Trainer:
         """
         saved, begin, first = time.monotonic(), time.monotonic(), self.step
         sums: dict[str, list[float]] = {}
-        with ThreadPoolExecutor(1) as reader:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
+            if self.process.main:  # large data takes a while to hash: the first checkpoint waits for it, not the first step
+                self._data = hasher.submit(lambda: self.data.fingerprint)
             ahead = reader.submit(self._read_rows, self.step)
             while self.step < self.settings.steps:
                 rows, images = ahead.result()
@@ -155,40 +165,112 @@ class Trainer:
         return {**self.network.state_dict(), **dict(zip(names, self.ema[rate], strict=True))}
 
     def save(self) -> None:
-        """Write model, averages, optimizer and state; the state, which is written last, makes them count, and older ones go."""
+        """Write model, averages, optimizer and state, then remove this run's older checkpoint.
+
+        The state comes last and makes the others count. It names the files of the run, which alone are replaced or removed.
+
+        Raises:
+            ValueError: a file of somebody else has one of the names; nothing is written.
+            OSError: a file cannot be written; the last checkpoint still counts.
+        """
         if not self.process.main:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
-        before = set(self.out.glob("*.pt"))
-        files: dict[str, object] = {f"model{self.step:06d}.pt": self.network.state_dict()}
-        files |= {f"ema_{rate}_{self.step:06d}.pt": self.averaged(rate) for rate in self.ema}
-        files[f"opt{self.step:06d}.pt"] = self.optimizer.state_dict()
+        contents: dict[str, object] = {f"model{self.step:06d}.pt": self.network.state_dict()}
+        contents |= {f"ema_{rate}_{self.step:06d}.pt": self.averaged(rate) for rate in self.ema}
+        contents[f"opt{self.step:06d}.pt"] = self.optimizer.state_dict()
         timesteps = self.objective.timesteps
-        files[f"timesteps{self.step:06d}.pt"] = {} if timesteps is None else timesteps.state()
-        for name, content in files.items():
+        contents[f"timesteps{self.step:06d}.pt"] = {} if timesteps is None else timesteps.state()
+        self._claim(contents)
+        for name, content in contents.items():
             with atomic(self.out / name) as file:
                 torch.save(content, file)
-        with atomic(self.out / "state.json") as file:
-            file.write(json.dumps({"step": self.step}).encode())
-        for old in before - {self.out / name for name in files}:
-            old.unlink()
+        older = {name for name in self._files if name.endswith(".pt")} - set(contents)
+        self._saved = self.step
+        self._write_state()
+        for name in older:
+            (self.out / name).unlink(missing_ok=True)
+        self._files -= older
+        self._write_state()
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """Give a file in `out` that belongs to the run; it appears when the block ends well.
+
+        Raises:
+            ValueError: there is such a file, and the run did not write it.
+        """
+        self._claim([name])
+        with atomic(self.out / name) as file:
+            yield file
+
+    def _claim(self, names: Iterable[str]) -> None:
+        """Put names into the state before the files are written, so that a run that is killed finds its own files again."""
+        new = set(names) - self._files
+        if new:
+            refuse_foreign(LocalFolder(self.out), {*new, *([] if self._files else [STATE])}, ())
+            self._files |= new
+            self._write_state()
+
+    def _write_state(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        data = self._data.result() if self._data is not None and (self._data.done() or self._saved) else None
+        facts = {"step": self._saved, "data": data, "files": sorted(self._files)}
+        with atomic(self.out / STATE) as file:
+            file.write((json.dumps(facts, indent=1) + "\n").encode())
 
     def _load(self) -> None:
-        state = self.out / "state.json"
-        if not state.exists():
+        """Continue from the checkpoint in `out`, or see that nobody else's training is there.
+
+        Raises:
+            ValueError: a file that cannot be read, other data, or files that this run would replace and did not write.
+        """
+        path = self.out / STATE
+        if path.exists():
+            self._saved, data, self._files = _read_state(path)
+            if self.process.main and data is not None and data != self.data.fingerprint:
+                raise ValueError(
+                    f"the data is not that of the run in {self.out}, which stopped at step {self._saved}: its images, labels "
+                    "or the way they are read have changed; restore the data, or begin another run with out= elsewhere and "
+                    f"start={self.out}/model{self._saved:06d}.pt"
+                )
+        names = set(os.listdir(self.out) if self.out.is_dir() else []) - self._files
+        for name in sorted(names):
+            step = _step_of(name)
+            if (step is not None and step >= self._saved) or (name == LOG and not path.exists()):
+                raise ValueError(
+                    f"{self.out}/{name} is there already, and this run did not write it: give another out"
+                    + (
+                        f", with start={self.out}/{name} to begin with its weights"
+                        if name.startswith(("model", "ema_"))
+                        else ""
+                    )
+                )
+        self.step = self._saved
+        if self.step == 0:
             return
-        self.step = json.loads(state.read_text())["step"]
-        self.network.load_state_dict(self._read(f"model{self.step:06d}.pt"))
-        for rate, averages in self.ema.items():
-            weights = self._read(f"ema_{rate}_{self.step:06d}.pt")
-            for (name, _), value in zip(self.network.named_parameters(), averages, strict=True):
-                value.copy_(weights[name])
-        self.optimizer.load_state_dict(self._read(f"opt{self.step:06d}.pt"))
-        if self.objective.timesteps is not None:
-            self.objective.timesteps.load(self._read(f"timesteps{self.step:06d}.pt"))
+        try:
+            self.network.load_state_dict(self._read(f"model{self.step:06d}.pt"))
+            for rate, averages in self.ema.items():
+                weights = self._read(f"ema_{rate}_{self.step:06d}.pt")
+                for (name, _), value in zip(self.network.named_parameters(), averages, strict=True):
+                    value.copy_(weights[name])
+            self.optimizer.load_state_dict(self._read(f"opt{self.step:06d}.pt"))
+            if self.objective.timesteps is not None:
+                self.objective.timesteps.load(self._read(f"timesteps{self.step:06d}.pt"))
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, _Unreadable):
+                raise
+            raise _Unreadable(self._reading, f"it does not fit the network: {error}") from error
 
     def _read(self, name: str) -> dict[str, Any]:
-        return torch.load(self.out / name, map_location="cpu", weights_only=True)
+        self._reading = self.out / name
+        try:
+            found: dict[str, Any] = torch.load(self._reading, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise _Unreadable(self._reading, "it is gone") from None
+        except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+            raise _Unreadable(self._reading, "it is damaged") from error
+        return found
 
     def _train_step(self, x_0: Tensor, y: Tensor | None) -> dict[str, float]:
         s, size = self.settings, len(x_0)
@@ -278,16 +360,49 @@ class Trainer:
 
     def _log(self, row: Mapping[str, float]) -> None:
         """Append to log.csv; rows of steps that come again after a restart are dropped."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / "log.csv"
-        rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-        kept = [old for old in rows if int(old["step"]) < row["step"]]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(row))
-        writer.writeheader()
-        writer.writerows([*kept, row])
-        with atomic(path) as file:
+        path = self.out / LOG
+        with self.writer(LOG) as file:
+            rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+            kept = [old for old in rows if int(old["step"]) < row["step"]]
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, list(row))
+            writer.writeheader()
+            writer.writerows([*kept, row])
             file.write(text.getvalue().encode())
+
+
+class _Unreadable(ValueError):
+    """A file of a stopped run that cannot be used."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be used to continue the run: {' '.join(reason.split())[:300]}; restore it from a copy, or begin "
+            "another run with out= elsewhere"
+        )
+
+
+def _read_state(path: Path) -> tuple[int, str | None, set[str]]:
+    """Return the step of the last checkpoint, the fingerprint of its data, if it is known, and the files of the run."""
+    try:
+        facts = json.loads(path.read_bytes())
+        step, data = facts["step"], facts.get("data")
+        valid = type(step) is int and step >= 0 and isinstance(data, str | None)
+        if "files" in facts:
+            files = {str(name) for name in facts["files"]}
+        else:  # written before 0.2, which kept no names
+            names = {file.name for file in path.parent.iterdir()}
+            files = {name for name in names if _step_of(name) == step} | names & {LOG}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise _Unreadable(path, "it is not the state of a run")
+    return step, data, files
+
+
+def _step_of(name: str) -> int | None:
+    """Return the step in the name of a checkpoint's file, or None if it is no such name."""
+    found = re.fullmatch(r"(?:model|ema_.+_|opt|timesteps|grid)(\d{6,})\.(?:pt|png)", name)
+    return None if found is None else int(found[1])
 
 
 def _gathered(values: Tensor, world: int) -> Tensor:

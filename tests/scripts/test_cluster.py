@@ -13,8 +13,11 @@ import pytest
 import status
 from helpers import ROOT
 
+from sag.distributed import this_process
+
 RUN = ["num_samples=12", "batch_size=2", "sampler.steps=2", "device=cpu"]
 TARGET = "samples_12x32x32x3.npz"
+FIRST, THIRD = "00000000-00000001.npz", "00000004-00000005.npz"  # shards
 REQUEUE = 75
 
 
@@ -156,13 +159,21 @@ def test_a_warning_signal_finishes_the_batch_and_asks_for_a_requeue(zygote, expe
 
 @pytest.mark.parametrize(
     ("name", "writes"),
-    [("00000004.npz", 1), (TARGET, 2), (TARGET, 5), (TARGET, 9), ("grid.png", 2), ("record.json", 1), ("config.yaml", 1)],
+    [
+        (THIRD, 1),
+        (TARGET, 2),
+        (TARGET, 5),
+        (TARGET, 9),
+        ("grid.png", 2),
+        ("record.json", 1),
+        ("config.yaml", 1),
+    ],
 )
 def test_a_kill_in_the_middle_of_writing_a_file_leaves_nothing_half(zygote, expected, tmp_path, name, writes):
     out = tmp_path / "out"
     assert zygote.wait(zygote.start(f"out={out}", die_writing=[name, writes])) == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in shards(out)}
-    assert len(kept) == {"00000004.npz": 2, "config.yaml": 0}.get(name, 6)
+    assert len(kept) == {THIRD: 2, "config.yaml": 0}.get(name, 6)
     assert list(out.rglob(f".{name}.*.part"))
     assert not (out / name).exists()
     assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
@@ -185,17 +196,17 @@ def test_a_damaged_shard_is_found_and_made_again(zygote, expected, tmp_path, dam
     content[len(content) // 2] ^= 4
     shard.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
     assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
-    assert "warning   shards/00000000.npz is damaged (" in zygote.logs()
+    assert f"warning   shards/{FIRST} is damaged (" in zygote.logs()
     assert finished(out, expected)
 
 
 def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
     out = tmp_path / "out"
     interrupted(zygote, out)
-    (out / "shards/.00000004.npz.host.123.part").write_bytes(b"half")
+    (out / f"shards/.{THIRD}.host.123.part").write_bytes(b"half")
     (out / f".{TARGET}.host.123.part").write_bytes(b"half")
-    (out / "shards/00000006.npz.claim").write_bytes(b"")
-    (out / "shards/00000006.npz.claim").unlink()
+    (out / "shards/00000006-00000007.npz.claim").write_bytes(b"")
+    (out / "shards/00000006-00000007.npz.claim").unlink()
     assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
     assert finished(out, expected)
 
@@ -207,13 +218,19 @@ def test_the_status_of_a_run(zygote, run_script, tmp_path):
     out = tmp_path / "out"
     interrupted(zygote, out)
     done = len(shards(out))
+    for claim in out.glob("shards/*.claim"):
+        claim.unlink()
+    dead, alive = ({"host": "h", "pid": os.getpid(), "beat": 0, **this_process(), **start} for start in ({"started": "1"}, {}))
+    for number, claim in enumerate((dead, alive, dead)):
+        (out / f"shards/0000002{number}-0000002{number}.npz.claim").write_text(json.dumps(claim))
     lines = told(out).splitlines()
-    assert lines[0] == f"done      {2 * done} of 12 samples, {done} of 6 shards"
+    assert lines[0] == f"done      {2 * done} of 12 samples, in {done} shards"
     assert lines[1] == f"host      {socket.gethostname()}: {2 * done} samples"
     assert lines[2].startswith("speed     ")
     assert " left" in lines[2]
     if done < 6:
         assert lines[-1] == f"missing   samples {2 * done}-11"
+    assert lines[3] == "at work   1 shards are claimed, 2 more by processes that have ended"
     assert zygote.wait(zygote.start(f"out={out}")) == 0
     assert told(out) == f"finished  {out}/{TARGET}\n"
     with pytest.raises(SystemExit, match=r"holds no config\.yaml; give the folder of a run of scripts/sample\.py as out="):
@@ -239,11 +256,11 @@ def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
         pid = zygote.start(f"out={tmp_path / name}", f"seed={seed}")
         until(lambda name=name: len(shards(tmp_path / name)) >= 2)
         zygote.kill(pid)
-    foreign = (tmp_path / "two/shards/00000000.npz").read_bytes()
-    (tmp_path / "one/shards/00000000.npz").write_bytes(foreign)
+    foreign = (tmp_path / f"two/shards/{FIRST}").read_bytes()
+    (tmp_path / f"one/shards/{FIRST}").write_bytes(foreign)
     assert zygote.wait(zygote.start(f"out={tmp_path / 'one'}")) == 1
-    assert "shards/00000000.npz is a shard of a run with other settings; remove it, or give another out" in zygote.logs()
-    assert (tmp_path / "one/shards/00000000.npz").read_bytes() == foreign
+    assert f"shards/{FIRST} is a shard of a run with other settings; remove it, or give another out" in zygote.logs()
+    assert (tmp_path / f"one/shards/{FIRST}").read_bytes() == foreign
 
 
 def test_a_full_disk_is_said_and_space_continues_the_run(zygote, expected, tmp_path):

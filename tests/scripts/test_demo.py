@@ -15,7 +15,7 @@ def test_the_demo_writes_pictures_and_a_table_from_the_same_noise(run_script, tm
     arguments = ["num_samples=12", f"common={QUICK}", "device=cpu", f"out={tmp_path / 'demo'}"]
     printed = run_script(demo.main, "demo", demo.DemoConfig, *arguments)
     names = [path.name for path in (tmp_path / "demo").iterdir() if path.is_file()]
-    assert sorted(names) == ["masks.png", "samples.png", "scores.png", "table.md"]
+    assert sorted(names) == ["masks.png", "record.json", "samples.png", "scores.png", "table.md"]
     table = (tmp_path / "demo/table.md").read_text()
     assert table in printed
     assert table.splitlines()[0] == "| 12 samples | FID | sFID | IS | precision | recall | agreement |"

@@ -126,7 +126,7 @@ def meanwhile(script, tmp_path, monkeypatch):
             killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
             with pytest.raises(SystemExit, match="killed"):
                 script(*QUICK, f"out={out}")
-        (out / "shards/00000002.npz").unlink()
+        (out / "shards/00000002-00000002.npz").unlink()
         function, happened = getattr(sample.storage, moment), []
 
         def interrupted(*arguments):
@@ -159,7 +159,7 @@ def test_a_run_that_another_process_finishes_meanwhile_ends_well(script, meanwhi
 
 @pytest.mark.parametrize("moment", ["read_shard", "check_shards", "pack"])
 def test_a_shard_that_another_process_removes_meanwhile_is_made_again(meanwhile, moment):
-    meanwhile(moment, lambda out: (out / "shards/00000000.npz").unlink())
+    meanwhile(moment, lambda out: (out / "shards/00000000-00000001.npz").unlink())
 
 
 def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucket, tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucke
         killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             script(*QUICK, f"out={bucket}")
-    assert bucket.names("shards") == {"00000000.npz", "00000002.npz"}
+    assert bucket.names("shards") == {"00000000-00000001.npz", "00000002-00000002.npz"}
     printed = script(*QUICK, f"out={bucket}")
     local = only(tmp_path / "local", "*.npz")
     assert f"wrote     {bucket}/{local.name}, " in printed

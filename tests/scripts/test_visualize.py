@@ -21,7 +21,7 @@ def script(run_script):
 
 def test_a_strip_and_an_animation_for_every_layer(script, tmp_path):
     printed = script(*QUICK, "layers=[middle,output.2]", f"out={tmp_path / 'out'}")
-    names = ["middle.gif", "middle.png", "output.2.gif", "output.2.png"]
+    names = ["middle.gif", "middle.png", "output.2.gif", "output.2.png", "record.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert printed.count("wrote ") == 2
     animation = Image.open(tmp_path / "out/middle.gif")

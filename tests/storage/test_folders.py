@@ -22,9 +22,11 @@ def test_files_are_written_read_listed_and_removed(folder):
     assert (folder.read("a"), folder.read("c")) == (b"3", b"4")
     folder.remove("c")
     folder.remove("c")
-    folder.remove_folder("shards")
-    folder.remove_folder("shards")
+    folder.remove("shards/b")
     assert folder.names() == {"a"}
+    assert [folder.exists(name) for name in ("a", "c", "shards/b")] == [True, False, False]
+    with folder.local("a") as path:
+        assert path.read_bytes() == b"3"
     assert folder.names("shards") == set()
     with pytest.raises(FileNotFoundError):
         folder.read("c")
@@ -56,7 +58,7 @@ def test_a_folder_that_is_removed_while_a_file_is_written_is_made_again(tmp_path
         monkeypatch.setattr(folders, "atomic", removed_first)
         put("shards/a", b"1")
         assert folder.read("shards/a") == b"1"
-        folder.remove_folder("shards")
+        folder.remove("shards/a")
 
 
 def test_a_request_that_fails_is_made_again(bucket):
