@@ -1,6 +1,10 @@
 """What the tests share: the golden numbers, the rules their inputs follow, and small networks."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -81,6 +85,47 @@ def small_classifier(**changes):
 def small_denoiser(steps=4, null_label=None, **changes):
     diffusion = GaussianDiffusion(Schedule.linear().respace(steps))
     return Denoiser(small_unet(**changes), diffusion, null_label)
+
+
+class Zygote:
+    """Starts, kills and waits for programs in scripts/ (see tests/zygote.py), by default scripts/sample.py."""
+
+    def __init__(self, folder, common=(), programs=("sample",)):
+        self.folder, self.common, self.count = folder, common, 0
+        command = [sys.executable, str(ROOT / "tests/zygote.py"), *programs]
+        environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def ask(self, line):
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *arguments, program="sample", rank=0, world=1, die_writing=None, end_writing=None, **environment):
+        self.count += 1
+        job = {
+            "program": program,
+            "arguments": [*self.common, *arguments],
+            "environment": {"RANK": str(rank), "WORLD_SIZE": str(world), **environment},
+            "log": str(self.folder / f"log{self.count}"),
+            "die_writing": die_writing,
+            "end_writing": end_writing,
+        }
+        return self.ask(job)
+
+    def wait(self, pid):
+        return self.ask(pid)
+
+    def kill(self, pid, number=signal.SIGKILL):
+        os.kill(pid, number)
+        return self.wait(pid)
+
+    def logs(self):
+        return "".join(path.read_text() for path in sorted(self.folder.glob("log*")))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class TinyNetwork(torch.nn.Module):

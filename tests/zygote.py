@@ -1,10 +1,12 @@
-"""Starts runs of scripts/sample.py quickly, as processes of their own: the imports are done once, then every run is a fork.
+"""Starts the programs in scripts/ quickly, as processes of their own: the imports are done once, then every run is a fork.
 
-A line on stdin is a run to start (its arguments, variables and log, and perhaps a file that it dies in the middle of writing),
+A line on stdin is a run to start (program, arguments, variables and log, and perhaps where it ends in the middle of writing),
 answered with its process number, or a process number to wait for, answered with its exit code.
 """
 
 import contextlib
+import errno
+import importlib
 import json
 import os
 import signal
@@ -13,11 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import sample
 import torch
 from common import run
 
-from sag.storage import folders
+from sag.storage import files, folders
+
+for name in sys.argv[1:]:  # the programs that will be started
+    importlib.import_module(name)
 
 
 class Dying:
@@ -49,18 +53,53 @@ def die_writing(name, writes):
     folders.atomic = dying
 
 
+class Failing:
+    """A file that writes half of what it is given; then the process is killed, or the disk fails."""
+
+    def __init__(self, file, kind):
+        self.file, self.kind = file, kind
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.EIO, "the disk fails")
+
+
+def end_writing(count, kind):
+    """Have the `count`-th write of a file fail."""
+    write, left = files._Watched.write, [count]
+
+    def counting(self, content):
+        left[0] -= 1
+        if left[0] == 0:
+            self._file = Failing(self._file, kind)
+        return write(self, content)
+
+    files._Watched.write = counting
+
+
 def child(job):
     os.environ.update(job["environment"])
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
-    sys.argv = ["sample.py", *job["arguments"]]
+    name = job["program"]
+    sys.argv = [f"{name}.py", *job["arguments"]]
+    program = importlib.import_module(name)
+    schema = getattr(program, "".join(word.capitalize() for word in name.split("_")) + "Config")
     if job["die_writing"]:
         die_writing(*job["die_writing"])
+    if job["end_writing"]:
+        end_writing(*job["end_writing"])
     code = 0
     try:
-        run(sample.main, "sample", sample.SampleConfig)
+        run(program.main, name, schema)
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):

@@ -20,25 +20,24 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def own_files(folder: Folder, settings: str, record: str = RECORD) -> set[str]:
+def own_files(folder: Folder, settings: str) -> set[str]:
     """Return the names of the files that runs with these settings wrote into `folder`, their record among them.
 
     Args:
         folder: Where they wrote.
         settings: The hash of the settings.
-        record: The name of the record.
 
     Returns:
         The names; nothing if there is no record, or if it is not one of a run with these settings.
     """
     try:
-        facts = json.loads(folder.read(record))
+        facts = json.loads(folder.read(RECORD))
         own = set(facts["files"])
         if facts["settings"] != settings:
             return set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {record, *own}
+    return {RECORD, *own}
 
 
 def refuse_foreign(folder: Folder, names: Iterable[str], own: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import status
-from helpers import ROOT
+from helpers import ROOT, Zygote
 
 from sag.distributed import this_process
 
@@ -21,44 +21,11 @@ FIRST, THIRD = "00000000-00000001.npz", "00000004-00000005.npz"  # shards
 REQUEUE = 75
 
 
-class Zygote:
-    """Starts, kills and waits for runs of scripts/sample.py (see tests/zygote.py)."""
-
-    def __init__(self, folder):
-        self.folder, self.count = folder, 0
-        command = [sys.executable, str(ROOT / "tests/zygote.py")]
-        environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-    def ask(self, line):
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def start(self, *arguments, rank=0, world=1, die_writing=None, **environment):
-        self.count += 1
-        ranks = {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        log = str(self.folder / f"log{self.count}")
-        environment = {**ranks, **environment}
-        return self.ask({"arguments": [*RUN, *arguments], "environment": environment, "log": log, "die_writing": die_writing})
-
-    def wait(self, pid):
-        return self.ask(pid)
-
-    def kill(self, pid, number=signal.SIGKILL):
-        os.kill(pid, number)
-        return self.wait(pid)
-
-    def logs(self):
-        return "".join(path.read_text() for path in sorted(self.folder.glob("log*")))
-
-
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory):
-    found = Zygote(tmp_path_factory.mktemp("zygote"))
+    found = Zygote(tmp_path_factory.mktemp("zygote"), RUN)
     yield found
-    found.process.stdin.close()
-    found.process.wait()
+    found.close()
 
 
 @pytest.fixture(autouse=True)

@@ -215,7 +215,7 @@ def test_equal_images(run_script, tmp_path, monkeypatch, groups, policy, message
         return run_script(sample.main, "sample", sample.SampleConfig, *arguments, *more)
 
     if message is None:
-        with pytest.raises(SystemExit, match="equal to the bit.*nothing was packed; if equal images are right"):
+        with pytest.raises(SystemExit, match=r"equal to the bit.*nothing was packed; if equal images are right"):
             call()
         assert not (tmp_path / "out" / TARGET).exists()
         call("duplicates=warn")
