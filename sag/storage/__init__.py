@@ -1,11 +1,15 @@
 """Images on disk: shards written atomically and packed into ADM's npz, and image collections read by streaming."""
 
+from sag.storage.digests import remembered_digests
 from sag.storage.downloads import cache_folder, cached, fetch, remote_size
 from sag.storage.earlier import EarlierSamples
 from sag.storage.files import atomic
+from sag.storage.folder_images import FolderImages
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
-from sag.storage.images import ArrayImages, FolderImages, ImageSource, NpzImages, SelectedImages, open_images
+from sag.storage.images import open_images
 from sag.storage.levels import BITS, Images, dequantise, eight_bits, from_values, quantise, to_values
+from sag.storage.npz import Npz
+from sag.storage.npz_images import NpzImages
 from sag.storage.owned import (
     RECORD,
     add_own_file,
@@ -30,6 +34,7 @@ from sag.storage.shards import (
     stream_array,
     write_shard,
 )
+from sag.storage.sources import ArrayImages, ImageSource, SelectedImages
 
 __all__ = [
     "BITS",
@@ -44,6 +49,7 @@ __all__ = [
     "ImageSource",
     "Images",
     "LocalFolder",
+    "Npz",
     "NpzImages",
     "SelectedImages",
     "Shard",
@@ -66,6 +72,7 @@ __all__ = [
     "read_samples",
     "read_shard",
     "refuse_foreign",
+    "remembered_digests",
     "remote_size",
     "remove_own_files",
     "settings_hash",

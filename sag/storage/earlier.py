@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping
 from types import TracebackType
 
 from sag.storage.folders import Folder
-from sag.storage.images import ImageSource, NpzImages
 from sag.storage.levels import Images
+from sag.storage.npz_images import NpzImages
 from sag.storage.shards import read_shard, shard_rows
+from sag.storage.sources import ImageSource
 
 
 class EarlierSamples:

@@ -46,10 +46,13 @@ def from_values(values: NDArray[Any], value_range: Sequence[float]) -> NDArray[n
     """Values of any shape and unit as 16-bit levels: value_range's low end is 0, its high end 65535, what is beyond is cut.
 
     Raises:
-        ValueError: an impossible range, or values that are not finite.
+        ValueError: an impossible range, or values that are not finite real numbers.
     """
-    low, high = _check_range(value_range)
-    values = np.asarray(values, np.float64)
+    low, high = check_range(value_range)
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"the values are {values.dtype}; expected real numbers")
+    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the values are not all finite; replace NaN and infinity, which no level stands for")
     return np.asarray(((values - low) / (high - low) * 65535).round().clip(0, 65535).astype(np.uint16))
@@ -61,14 +64,27 @@ def to_values(images: Images, value_range: Sequence[float]) -> NDArray[np.float3
     Raises:
         ValueError: an impossible range.
     """
-    low, high = _check_range(value_range)
+    low, high = check_range(value_range)
     return (low + (high - low) * (images / _highest(images))).astype(np.float32)
 
 
-def _check_range(value_range: Sequence[float]) -> tuple[float, float]:
-    if len(value_range) != 2 or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be [low, high] with low below high, got {list(value_range)}")
-    return float(value_range[0]), float(value_range[1])
+def check_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """The ends of a range of values.
+
+    Args:
+        value_range: [low, high].
+
+    Returns:
+        Low and high.
+
+    Raises:
+        ValueError: Not two finite numbers, or low is not below high.
+    """
+    given = list(value_range)
+    numbers = len(given) == 2 and all(isinstance(end, (int, float, np.number)) and abs(end) < np.inf for end in given)
+    if not numbers or not given[0] < given[1] or not np.isfinite(float(given[1]) - float(given[0])):
+        raise ValueError(f"value_range must be [low, high] with low below high, got {given}")
+    return float(given[0]), float(given[1])
 
 
 def _highest(images: Images) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sag.storage.folders import Folder
-from sag.storage.images import NpzImages
 from sag.storage.levels import Images, eight_bits
+from sag.storage.npz_images import NpzImages
 
 
 class DamagedShard(ValueError):

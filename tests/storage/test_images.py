@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sag.storage import ArrayImages, FolderImages, NpzImages, SelectedImages, open_images
-from sag.storage.images import centre_crop
+from sag.storage.decoding import centre_crop
 
 
 def images(n=7, height=5, width=4):

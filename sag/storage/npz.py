@@ -1,0 +1,164 @@
+"""The arrays of an npz, each with its header; whatever is wrong with the file is said in one sentence that names it."""
+
+import contextlib
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape, order and type of an array. start: where its values begin in the member; compressed: whether they are deflated."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    start: int
+    compressed: bool
+
+
+class Npz:
+    """An npz on a disk. Opening it reads the list of its arrays, not the arrays.
+
+    Args:
+        path: The file.
+        advice: What to do about a damaged file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not an npz, or damaged.
+    """
+
+    def __init__(self, path: Path, advice: str = "make or download it again") -> None:
+        self.path, self._advice = path, advice
+        with self.damage_named():
+            with open(path, "rb") as file:
+                begin = file.read(6)
+            if begin == b"\x93NUMPY" or begin[:1] == b"\x80":
+                what = "it is a single array (npy)" if begin[:1] == b"\x93" else "it is pickled, and pickles are not loaded"
+                raise _OtherFile(f"{path} is not an npz of arrays: {what}; save it with np.savez")
+            with zipfile.ZipFile(path) as archive:
+                self._members = {info.filename: info for info in archive.infolist()}
+                self._doubles = len(archive.infolist()) - len(self._members)
+        if self._doubles:
+            raise ValueError(f"{path} holds two arrays of one name, so that it is not clear which counts; save it again")
+        self.keys = [name.removesuffix(".npy") for name in self._members if name.endswith(".npy")]
+
+    def contents(self) -> str:
+        """The names of all that it holds, for a message."""
+        return ", ".join(sorted(name.removesuffix(".npy") for name in self._members)) or "nothing"
+
+    def digest(self) -> str:
+        """A hash of the names, sizes and checksums that the file states for its arrays."""
+        members = sorted((info.filename, info.CRC, info.file_size) for info in self._members.values())
+        return sha256(repr(members).encode()).hexdigest()
+
+    def header(self, key: str) -> Header:
+        """The header of an array.
+
+        Args:
+            key: The name of the array.
+
+        Returns:
+            The header; the length of the member is the one that it asks for.
+
+        Raises:
+            ValueError: Damaged, encrypted, or not as NumPy writes it.
+        """
+        info = self._members[f"{key}.npy"]
+        with self.damage_named(), self.open(key) as member:
+            try:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(member)
+            except ValueError as error:
+                raise ValueError(f"{key} has no readable header: {error}") from error
+            start = member.tell()
+            if min(shape, default=0) < 0:
+                raise ValueError(f"{key} has the impossible shape {shape}")
+            compressed = info.compress_type != zipfile.ZIP_STORED
+            length = start + math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and (info.file_size != length or not (compressed or info.compress_size == length)):
+                raise ValueError(f"{key} has another length than its header says")
+        return Header(tuple(shape), fortran, dtype, start, compressed)
+
+    def array(self, key: str) -> NDArray[Any]:
+        """An array, whole; its checksum is compared.
+
+        Args:
+            key: The name of the array.
+
+        Returns:
+            The array.
+
+        Raises:
+            ValueError: As `header`; or pickled objects.
+        """
+        header = self.header(key)
+        if header.dtype.hasobject:
+            raise ValueError(
+                f"{key} of {self.path} holds pickled objects, which are not loaded; save it as an array of numbers"
+            )
+        with self.damage_named(), self.open(key) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+    def verify(self, key: str) -> None:
+        """Read an array once, piece by piece, and compare its checksum.
+
+        Args:
+            key: The name of the array.
+
+        Raises:
+            ValueError: Damaged.
+        """
+        with self.damage_named(), self.open(key) as member:
+            while member.read(1 << 22):
+                pass
+
+    def open(self, key: str) -> IO[bytes]:
+        """The bytes of an array, header included."""
+        return zipfile.ZipFile(self.path).open(f"{key}.npy")  # it closes its file when it is closed
+
+    def place(self, key: str) -> int:
+        """Where in the file an array that is not compressed begins, header included."""
+        # the lengths in a member's own header may differ from those in the directory at the end
+        with self.damage_named(), open(self.path, "rb") as file:
+            offset = self._members[f"{key}.npy"].header_offset
+            file.seek(offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            return int(offset + 30 + name + extra)
+
+    @contextlib.contextmanager
+    def damage_named(self) -> Iterator[None]:
+        """Turn whatever zipfile, its decompressors and NumPy raise within the block into one sentence that names the file."""
+        try:
+            yield
+        except _OtherFile:
+            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no file at {self.path}") from error
+        except OSError as error:
+            if error.errno is None:
+                raise self._damage(error) from error
+            raise OSError(f"{self.path} cannot be read ({os.strerror(error.errno)})") from error
+        except (
+            Exception
+        ) as error:  # a damaged file can make them raise nearly anything: RuntimeError, struct.error, MemoryError
+            raise self._damage(error) from error
+
+    def _damage(self, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ValueError(f"{self.path} is not an npz, or is damaged ({reason}); {self._advice}")
+
+
+class _OtherFile(ValueError):
+    """A file of a known kind that is no npz."""

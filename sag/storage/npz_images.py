@@ -1,0 +1,150 @@
+"""The images of an npz as ADM writes it, which may be larger than memory."""
+
+import shutil
+import tempfile
+import warnings
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sag.storage.digests import remembered_digests
+from sag.storage.labels import as_labels, check_label_header
+from sag.storage.levels import Images
+from sag.storage.npz import Header, Npz
+from sag.storage.sources import ImageSource
+
+BLOCK = 1 << 22
+LARGE = 1 << 30  # bytes from which on unpacking takes long enough to be announced
+
+
+class NpzImages(ImageSource):
+    """The images in arr_0 of an npz, and their labels in arr_1 if there are any.
+
+    The checksum of arr_0 is compared before its first image is read, once for each state of the file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not an npz; damaged; no arr_0; arr_0 is neither uint8 nor uint16 NHWC; or arr_1 does not hold its labels.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._npz = Npz(self.path)
+        if "arr_0" not in self._npz.keys:
+            raise ValueError(f"{self.path} has no arr_0, the uint8 images; it holds: {self._npz.contents()}")
+        header = self._npz.header("arr_0")
+        _check_layout(self.path, header)
+        self.shape = (header.shape[0], header.shape[1], header.shape[2], header.shape[3])
+        self._row, self._dtype = header.shape[1] * header.shape[2] * header.shape[3], header.dtype
+        self._labels = self._read_labels()
+        self._begin = header.start  # of the values, in the member
+        self._plain: Path | IO[bytes] | None = None  # a file that holds the values as they are, from self._begin on
+        if not header.compressed:
+            self._plain = self.path
+            self._begin += self._npz.place("arr_0")
+        self._member: IO[bytes] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `ImageSource.fingerprint`: the checksums that the file states, once they are found to be right."""
+        return remembered_digests([self.path], _verified_digest)[0]
+
+    def read(self, start: int, stop: int) -> Images:
+        """See `ImageSource.read`. A compressed file is read forward: a step back costs reading it again from its beginning.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        self.verify()
+        count = (min(stop, len(self)) - start) * self._row
+        place = self._begin + start * self._row * self._dtype.itemsize
+        with self._npz.damage_named():
+            if self._plain is not None:
+                if not isinstance(self._plain, Path):
+                    self._plain.seek(0)
+                data = np.fromfile(self._plain, self._dtype, count, offset=place)
+            else:
+                if self._member is None or self._member.tell() > place:
+                    self._member = self._npz.open("arr_0")  # it stays open for the next call
+                self._member.seek(place)
+                held = bytearray(self._member.read(count * self._dtype.itemsize))  # can be written, as torch wants
+                data = np.frombuffer(held[: len(held) - len(held) % self._dtype.itemsize], self._dtype)
+            if data.size != count:
+                raise EOFError("it ends within arr_0")
+        return data.reshape(-1, *self.shape[1:]).astype(self._dtype.newbyteorder("="), copy=False)
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """See `ImageSource.take`. If it asks a compressed file for a step back, arr_0 is unpacked, once, into a temporary file.
+
+        Raises:
+            ValueError: The file is damaged.
+            OSError: No room for the temporary file.
+        """
+        places, inverse = np.unique(rows, return_inverse=True)
+        runs = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+        first = self._begin + int(places[0]) * self._row * self._dtype.itemsize if len(places) else 0
+        if self._plain is None and self._member is not None and self._member.tell() > first > 0:
+            self._unpack()
+        parts = [self.read(int(places[i]), int(places[j - 1]) + 1) for i, j in pairwise(runs) if i < j]
+        return np.concatenate(parts)[inverse] if parts else self.read(0, 0)
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """See `ImageSource.labels`."""
+        return self._labels
+
+    def verify(self) -> None:
+        """See `ImageSource.verify`."""
+        self.fingerprint  # noqa: B018, it is made of checksums that were compared
+
+    def _read_labels(self) -> NDArray[np.int64] | None:
+        if "arr_1" not in self._npz.keys:
+            return None
+        where, header = f"arr_1 of {self.path}", self._npz.header("arr_1")
+        check_label_header(header.shape, header.dtype, len(self), where)
+        return as_labels(self._npz.array("arr_1"), len(self), where)
+
+    def _unpack(self) -> None:
+        size = self._begin + len(self) * self._row * self._dtype.itemsize
+        if size > LARGE:
+            warnings.warn(f"{self.path} is compressed: unpacking {size >> 20} MB into {tempfile.gettempdir()}", stacklevel=3)
+        file = tempfile.TemporaryFile()  # noqa: SIM115, it goes when this object does
+        try:
+            with self._npz.damage_named(), self._npz.open("arr_0") as member:
+                shutil.copyfileobj(member, file, BLOCK)
+            file.flush()
+        except OSError as error:
+            reason = getattr(error.__cause__, "strerror", None) or error
+            raise OSError(
+                f"arr_0 of {self.path} cannot be unpacked into {tempfile.gettempdir()} ({reason}); np.savez, instead of "
+                "np.savez_compressed, saves it so that any rows can be read"
+            ) from error
+        self._plain, self._member = file, None
+
+
+def _check_layout(path: Path, header: Header) -> None:
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        raise ValueError(f"arr_0 of {path} is pickled Python objects, which are not loaded; save a uint8 array")
+    if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        advice = "; quantise samples in [-1, 1] as trunc((x + 1) * 127.5)" if dtype.kind == "f" else ""
+        raise ValueError(f"arr_0 of {path} is {dtype} of shape {shape}; expected uint8 or uint16 images (N, H, W, C){advice}")
+    if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
+        advice = "; this looks like (N, C, H, W): save images.transpose(0, 2, 3, 1)" if len(shape) == 4 else ""
+        raise ValueError(f"arr_0 of {path} has shape {shape}; expected (N, H, W, C){advice}")
+    if header.fortran:
+        raise ValueError(f"arr_0 of {path} is in Fortran order; save np.ascontiguousarray(images)")
+    if 0 in shape:
+        raise ValueError(f"arr_0 of {path} holds no images")
+
+
+def _verified_digest(path: Path) -> str:
+    npz = Npz(path)
+    npz.verify("arr_0")
+    return npz.digest()
