@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluations.frechet import Statistics
-from sag.storage import ImageSource, NpzImages, SelectedImages, atomic, eight_bits, open_images, stream_array
+from sag.storage import ImageSource, Npz, NpzImages, SelectedImages, atomic, eight_bits, open_images, stream_array
+
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "num_images", "extractor")
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,17 @@ def open_batch(path: str | Path) -> Batch:
     if path.is_dir():
         folder = open_images(path)
         return Batch(path, folder.fingerprint, folder)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with loaded as arrays:
-            keys = set(arrays.files)
-            rest = {key: arrays[key] for key in keys - {"arr_0", "arr_1", "indices"}}
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no file or folder at {path}") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        pickled = "pickle" in str(error)
-        reason = "it is pickled, or holds pickled objects, which are not loaded" if pickled else str(error)
-        raise ValueError(
-            f"{path} is not an npz of arrays: {reason}; expected uint8 images in arr_0, or mu and sigma"
-        ) from error
-    if not keys & {"arr_0", "mu"}:
-        raise ValueError(f"{path} holds {', '.join(sorted(keys))}; expected uint8 images in arr_0, or mu and sigma")
-    images = NpzImages(path) if "arr_0" in keys else None
-    count = int(rest["num_images"]) if "num_images" in rest else None
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder at {path}")
+    npz = Npz(path)
+    if not {"arr_0", "mu"} & {*npz.keys}:
+        raise ValueError(f"{path} holds {npz.contents()}; expected uint8 images in arr_0, or mu and sigma")
+    images = NpzImages(path) if "arr_0" in npz.keys else None
+    rest = {key: npz.array(key) for key in STATISTICS if key in npz.keys}
+    count = _count(path, rest.get("num_images"))
+    extractor = rest.get("extractor")
+    if extractor is not None and (extractor.shape != () or extractor.dtype.kind != "U"):
+        raise ValueError(f"{path}: extractor is {extractor.dtype} {extractor.shape}; expected one text, an extractor's id")
     digest = sha256(images.fingerprint.encode() if images else b"")
     for key in sorted(rest):
         digest.update(key.encode() + np.ascontiguousarray(rest[key]).tobytes())
@@ -82,8 +76,16 @@ def open_batch(path: str | Path) -> Batch:
         images,
         _statistics(path, rest, "mu", "sigma", count),
         _statistics(path, rest, "mu_s", "sigma_s", count),
-        str(rest["extractor"]) if "extractor" in rest else None,
+        None if extractor is None else str(extractor),
     )
+
+
+def _count(path: Path, stored: NDArray | None) -> int | None:
+    if stored is None:
+        return None
+    if stored.size != 1 or stored.dtype.kind not in "iuf" or not stored.item() >= 1 or stored.item() % 1:
+        raise ValueError(f"{path}: num_images is {stored.dtype} {stored.shape}; expected one whole number, at least 1")
+    return int(stored.item())
 
 
 def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: str, count: int | None) -> Statistics | None:
@@ -93,7 +95,7 @@ def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: s
         if key not in arrays:
             raise ValueError(f"{path} has no {key}; statistics are {mean} and {covariance} together")
     m, c = arrays[mean], arrays[covariance]
-    if m.ndim != 1 or c.shape != 2 * m.shape or m.dtype.kind != "f" or c.dtype.kind != "f":
+    if m.ndim != 1 or not m.size or c.shape != 2 * m.shape or m.dtype.kind != "f" or c.dtype.kind != "f":
         raise ValueError(
             f"{path}: {mean} is {m.dtype} {m.shape} and {covariance} {c.dtype} {c.shape}; expected (D,) and (D, D)"
         )
@@ -126,7 +128,7 @@ def write_reference(
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     labels = images.labels()
     if labels is not None:
-        arrays["arr_1"] = labels[kept].astype(np.int64)
+        arrays["arr_1"] = labels[kept]
     arrays |= {"num_images": np.array(len(images)), "extractor": np.array(extractor)}
     with atomic(path, replace=False) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         channels = 3 if images.shape[3] == 1 and not compact else images.shape[3]

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import zipfile
-import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +13,7 @@ from tqdm import tqdm
 
 from evaluations.extractors import Extractor, Features
 from sag.distributed import Claims, Process
-from sag.storage import ImageSource, LocalFolder, atomic, eight_bits
+from sag.storage import ImageSource, LocalFolder, Npz, atomic, eight_bits
 
 SHARD = 500  # images per file: about 10 MB of Inception features
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}, {remaining} left"
@@ -32,9 +30,9 @@ class FeatureFiles:
         for number, name in enumerate(self.names):
             path = self.folder / name
             try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    features = dict(arrays)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                npz = Npz(path)
+                features = {key: npz.array(key) for key in npz.keys}
+            except ValueError as error:
                 raise ValueError(f"{path}, features of an earlier run, is damaged; remove it and run again") from error
             yield number * SHARD, features
 
@@ -93,9 +91,11 @@ def extract(
 
 
 def _check_finite(found: Features, first: int, title: str) -> None:
-    bad = (~found.pool.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        raise ValueError(f"the extractor gives features that are not finite for image {first + bad[0]} of the {title}")
+    for features in found:
+        if features is not None:
+            bad = (~features.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+            if bad:
+                raise ValueError(f"the extractor gives features that are not finite for image {first + bad[0]} of the {title}")
 
 
 def _write(path: Path, parts: list[Features]) -> None:

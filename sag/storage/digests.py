@@ -4,10 +4,11 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from sag.storage.downloads import cache_folder
 
@@ -15,6 +16,7 @@ THREADS = 8
 CHUNK = 10_000  # files between two writes to the cache
 SETTLED = 2_000_000_000  # ns; a file changed more recently may change again without a later time, so it is not remembered
 BLOCK = 1 << 20
+WAIT = 10  # seconds for another process that writes
 
 
 def file_digest(path: Path) -> str:
@@ -41,61 +43,58 @@ def remembered_digests(paths: Sequence[Path], compute: Callable[[Path], str] = f
     Raises:
         OSError: A file that cannot be read.
     """
-    with _memory() as memory, ThreadPoolExecutor(THREADS) as pool:
-        found: list[str] = []
+    found: list[str] = []
+    with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(paths), CHUNK):
             part = paths[first : first + CHUNK]
             names = [compute.__name__.encode() + b" " + os.fsencode(os.path.abspath(path)) for path in part]
             states = list(pool.map(_state, part))
-            known = [_recall(memory, name, state) for name, state in zip(names, states, strict=True)]
+            known = _recall(names, states)
             missing = [i for i, digest in enumerate(known) if digest is None]
             fresh = dict(zip(missing, pool.map(compute, [part[i] for i in missing]), strict=True))
-            now = time.time_ns()
-            kept = [
-                (names[i], states[i], digest)
-                for i, digest in fresh.items()
-                if _state(part[i]) == states[i] and _last_change(part[i]) < now - SETTLED
-            ]
-            _remember(memory, kept)
+            settled = time.time_ns() - SETTLED
+            _remember(
+                [
+                    (names[i], str(states[i]), digest)
+                    for i, digest in fresh.items()
+                    if _state(part[i]) == states[i] and max(states[i].mtime, states[i].ctime) < settled
+                ]
+            )
             found += [fresh[i] if digest is None else digest for i, digest in enumerate(known)]
-        return found
+    return found
 
 
-def _state(path: Path) -> str:
+class _State(NamedTuple):
+    size: int
+    mtime: int
+    ctime: int
+    inode: int
+
+
+def _state(path: Path) -> _State:
     stat = os.stat(path)
-    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    return _State(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def _last_change(path: Path) -> int:
-    stat = os.stat(path)
-    return max(stat.st_mtime_ns, stat.st_ctime_ns)
+def _database() -> Path:
+    return cache_folder() / "digests.sqlite"
 
 
-@contextlib.contextmanager
-def _memory() -> Iterator[sqlite3.Connection | None]:
-    connection = None
+def _recall(names: Sequence[bytes], states: Sequence[_State]) -> list[str | None]:
     with contextlib.suppress(OSError, sqlite3.Error):
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(folder / "digests.sqlite", timeout=10)
-        connection.execute("CREATE TABLE IF NOT EXISTS digests (file BLOB PRIMARY KEY, state TEXT, digest TEXT)")
-    try:
-        yield connection
-    finally:
-        if connection is not None:
-            connection.close()
+        if _database().exists():
+            with contextlib.closing(sqlite3.connect(_database(), timeout=WAIT)) as memory:
+                query = "SELECT digest FROM digests WHERE file = ? AND state = ?"
+                rows = [memory.execute(query, (n, str(s))).fetchone() for n, s in zip(names, states, strict=True)]
+            return [None if row is None else str(row[0]) for row in rows]
+    return [None] * len(names)
 
 
-def _recall(memory: sqlite3.Connection | None, name: bytes, state: str) -> str | None:
-    if memory is None:
-        return None
-    with contextlib.suppress(sqlite3.Error):
-        row = memory.execute("SELECT digest FROM digests WHERE file = ? AND state = ?", (name, state)).fetchone()
-        return None if row is None else str(row[0])
-    return None
-
-
-def _remember(memory: sqlite3.Connection | None, rows: list[tuple[bytes, str, str]]) -> None:
-    if memory is not None and rows:
-        with contextlib.suppress(sqlite3.Error), memory:
+def _remember(rows: Sequence[tuple[bytes, str, str]]) -> None:
+    if not rows:
+        return
+    with contextlib.suppress(OSError, sqlite3.Error):
+        _database().parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(_database(), timeout=WAIT)) as memory, memory:
+            memory.execute("CREATE TABLE IF NOT EXISTS digests (file BLOB PRIMARY KEY, state TEXT, digest TEXT)")
             memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)

@@ -88,7 +88,11 @@ class FolderImages(ImageSource):
     def fingerprint(self) -> str:
         """See `ImageSource.fingerprint`: a hash of the names, the contents and the options."""
         digest = sha256(repr(self._options).encode())
-        for name, content in zip(self._names, remembered_digests(self.files), strict=True):
+        try:
+            contents = remembered_digests(self.files)
+        except OSError as error:
+            raise _unreadable(Path(error.filename or self.path), error) from error
+        for name, content in zip(self._names, contents, strict=True):
             digest.update(os.fsencode(name) + b"\0" + content.encode())
         return digest.hexdigest()
 

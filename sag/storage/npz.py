@@ -31,15 +31,14 @@ class Npz:
 
     Args:
         path: The file.
-        advice: What to do about a damaged file.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: Not an npz, or damaged.
     """
 
-    def __init__(self, path: Path, advice: str = "make or download it again") -> None:
-        self.path, self._advice = path, advice
+    def __init__(self, path: Path) -> None:
+        self.path = path
         with self.damage_named():
             with open(path, "rb") as file:
                 begin = file.read(6)
@@ -157,7 +156,7 @@ class Npz:
 
     def _damage(self, error: Exception) -> ValueError:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return ValueError(f"{self.path} is not an npz, or is damaged ({reason}); {self._advice}")
+        return ValueError(f"{self.path} is not an npz, or is damaged ({reason}); make or download it again")
 
 
 class _OtherFile(ValueError):
