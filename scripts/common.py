@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str, schema: ty
     schema: a dataclass of the keys that `main` knows. With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
     """
     _keep_memory()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not the line of code that gave it
     paths = [str(ROOT / "scripts"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in dict.fromkeys(paths) if path)  # for jobs that submitit starts
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -13,12 +13,13 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from sag.storage.levels import Images, from_values
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_CHANNELS, _TIFF_KIND = 258, 262, 277, 339
 _UNSIGNED, _SIGNED = 1, 2  # of _TIFF_KIND
 _WHITE_IS_ZERO = 0  # of _TIFF_PHOTOMETRIC
 
+Image.init()  # or else not all of FORMATS are known yet
 # Pillow refuses twice as many pixels as it warns of; one limit is enough
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -212,4 +213,4 @@ def _faults_named(path: Path) -> Iterator[None]:
         if number is not None:
             raise ValueError(f"{path} cannot be read ({os.strerror(number)})") from error
         reason = "it is no image of a format that is read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"{path} is not a readable image ({' '.join(reason.split()) or type(error).__name__})") from error
+        raise ValueError(f"{path} is not a readable image ({' '.join(reason.split())[:200] or type(error).__name__})") from error

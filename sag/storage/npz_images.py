@@ -24,7 +24,7 @@ LARGE = 1 << 30  # bytes from which on unpacking takes long enough to be announc
 class NpzImages(ImageSource):
     """The images in arr_0 of an npz, and their labels in arr_1 if there are any.
 
-    The checksum of arr_0 is compared before its first image is read, once for each state of the file.
+    The checksums are compared before the first image is read, once for each state of the file.
 
     Args:
         path: The file.
@@ -146,5 +146,5 @@ def _check_layout(path: Path, header: Header) -> None:
 
 def _verified_digest(path: Path) -> str:
     npz = Npz(path)
-    npz.verify("arr_0")
+    npz.verify()
     return npz.digest()

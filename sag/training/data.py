@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from sag.storage import ArrayImages, atomic, cache_folder
+from sag.storage import ArrayImages, atomic, cache_folder, remembered_digests
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -57,8 +57,8 @@ def _unpack(source: Path, cache: Path) -> Path:
         if not packed.exists() and not plain.exists():
             raise FileNotFoundError(f"{source} has no {name} or {name}.gz, a file of Fashion-MNIST")
         found[name] = packed if packed.exists() else plain
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in found.values()]
-    root = cache / sha256(repr(stamps).encode()).hexdigest()[:12]
+    contents = remembered_digests(list(found.values()))
+    root = cache / sha256(repr(contents).encode()).hexdigest()[:12]
     target = root / "FashionMNIST" / "raw"
     target.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
