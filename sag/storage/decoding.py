@@ -213,4 +213,6 @@ def _faults_named(path: Path) -> Iterator[None]:
         if number is not None:
             raise ValueError(f"{path} cannot be read ({os.strerror(number)})") from error
         reason = "it is no image of a format that is read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"{path} is not a readable image ({' '.join(reason.split())[:200] or type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is not a readable image ({' '.join(reason.split())[:200] or type(error).__name__})"
+        ) from error

@@ -240,8 +240,8 @@ def find_classes(root: Path, found: Found, labels: Labels | None = None) -> list
         return _classes_of_names(root, found.files, required=labels == "names")
     if loose:
         raise ValueError(
-            f"{root} holds {len(loose)} images beside folders of images, the first is {loose[0]}: move them into a folder of "
-            "their class, or say data.labels=none for no classes"
+            f"{root} holds images beside folders of images: {loose[0]}{f' and {len(loose) - 1} more' * (len(loose) > 1)}; move "
+            "each into the folder of its class, or say data.labels=none for no classes"
         )
     if labels is None:
         _check_level(root, nested, tops)

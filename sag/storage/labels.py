@@ -43,6 +43,7 @@ def as_labels(values: NDArray[Any], count: int, where: str) -> NDArray[np.int64]
     check_label_header(values.shape, values.dtype, count, where)
     flat = values.reshape(count)
     if flat.dtype.kind == "f":
+        flat = flat.astype(np.float64)
         bad = ~np.isfinite(flat) | (flat != np.floor(flat)) | (np.abs(flat) > 2**53)
     else:
         bad = flat > _LARGEST

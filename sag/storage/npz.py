@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+_END = struct.Struct("<4s4H2LH")  # the last record of a zip
+
 
 @dataclass(frozen=True)
 class Header:
@@ -46,9 +48,11 @@ class Npz:
                 what = "it is a single array (npy)" if begin[:1] == b"\x93" else "it is pickled, and pickles are not loaded"
                 raise _OtherFile(f"{path} is not an npz of arrays: {what}; save it with np.savez")
             with zipfile.ZipFile(path) as archive:
-                self._members = {info.filename: info for info in archive.infolist()}
-                self._doubles = len(archive.infolist()) - len(self._members)
-        if self._doubles:
+                members = archive.infolist()
+            if len(members) != _stated_members(path):
+                raise ValueError("its list of arrays is cut")
+        self._members = {info.filename: info for info in members}
+        if len(self._members) < len(members):
             raise ValueError(f"{path} holds two arrays of one name, so that it is not clear which counts; save it again")
         self.keys = [name.removesuffix(".npy") for name in self._members if name.endswith(".npy")]
 
@@ -156,6 +160,14 @@ class Npz:
     def _damage(self, error: Exception) -> ValueError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return ValueError(f"{self.path} is not an npz, or is damaged ({reason}); make or download it again")
+
+
+def _stated_members(path: Path) -> int:
+    """How many members a zip says that it has; zipfile does not compare, and damage can hide one behind another's name."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - _END.size))
+        tail = file.read()
+    return int(_END.unpack_from(tail, tail.rfind(b"PK\5\6"))[4])
 
 
 class _OtherFile(ValueError):

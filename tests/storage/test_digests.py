@@ -49,15 +49,17 @@ def test_a_copy_with_other_times_is_the_same_data(tmp_path):
 
 
 def test_content_is_read_when_it_is_asked_for_and_then_once(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
     for i in range(5):
-        write(tmp_path / f"{i}.png", i)
+        write(folder / f"{i}.png", i)
     read = []
 
     def counted(path):
         read.append(path.name)
         return digests.file_digest(path)
 
-    paths = sorted(tmp_path.glob("*.png"))
+    paths = sorted(folder.glob("*.png"))
     first = remembered_digests(paths, counted)
     assert remembered_digests(paths, counted) == first
     assert sorted(read) == [path.name for path in paths]
@@ -65,7 +67,7 @@ def test_content_is_read_when_it_is_asked_for_and_then_once(tmp_path, monkeypatc
     assert remembered_digests(paths, counted) != first
     assert read[5:] == ["2.png"]
     monkeypatch.setattr("sag.storage.folder_images.remembered_digests", lambda files: pytest.fail("too early"))
-    FolderImages(tmp_path)
+    FolderImages(folder)
 
 
 def test_a_file_that_was_changed_just_now_is_not_remembered(tmp_path, monkeypatch):
@@ -93,10 +95,10 @@ def test_a_cache_that_cannot_serve_costs_nothing_but_time(tmp_path, monkeypatch,
 
 
 def test_names_of_any_bytes(tmp_path):
-    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")
-    write(path, 1)
-    source = FolderImages(tmp_path)
-    assert source.fingerprint == FolderImages(tmp_path).fingerprint
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png"), 1)
+    assert FolderImages(folder).fingerprint == FolderImages(folder).fingerprint
 
 
 def test_bytes_changed_in_place_are_found_though_the_file_states_the_old_checksum(tmp_path):

@@ -132,7 +132,7 @@ def test_where_classes_come_from(tmp_path, case):
 
 
 UNCLEAR = {
-    "holds 1 images beside folders of images, the first is loose.png": ["a/1.png", "b/1.png", "loose.png"],
+    "holds images beside folders of images: loose.png; move each": ["a/1.png", "b/1.png", "loose.png"],
     r"holds train, val, which look like parts .* give one of them \(.*train\), or say data": ["train/a/1.png", "val/a/1.png"],
     r"holds Test_2, train2017, which": ["train2017/1.png", "Test_2/1.png"],
     r"holds train, val, which": ["train/1.png", "val/1.png", "extra/1.png"],

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from sag.storage import ArrayImages, FolderImages, NpzImages, SelectedImages, open_images
-from sag.storage.decoding import centre_crop
 
 
 def images(n=7, height=5, width=4):
@@ -149,22 +148,3 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, message):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         FolderImages(tmp_path / "nowhere")
-
-
-def test_adm_crop_halves_by_box_and_takes_the_centre(tmp_path):
-    wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    rows = (wide.astype(int).reshape(64, 48, 2, 3).sum(2) + 1) // 2  # Pillow rounds after each direction
-    expected = ((rows.reshape(32, 2, 48, 3).sum(1) + 1) // 2)[:, 8:40]
-    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(wide), 32, 32)), expected)
-    Image.fromarray(wide).save(tmp_path / "a.png")
-    Image.fromarray(wide[:40]).convert("L").save(tmp_path / "b.jpg")
-    source = FolderImages(tmp_path, size=32)
-    assert source.shape == (2, 32, 32, 3)
-    assert np.array_equal(source.read(0, 2)[0], expected)
-
-
-def test_adm_crop_resizes_to_the_short_side_by_bicubic():
-    ramp = np.repeat(np.linspace(0, 250, 100).astype(np.uint8)[None, :, None], 75, 0).repeat(3, 2)
-    cropped = np.asarray(centre_crop(Image.fromarray(ramp), 50, 50))
-    whole = np.asarray(Image.fromarray(ramp).resize((67, 50), Image.Resampling.BICUBIC))
-    assert np.array_equal(cropped, whole[:, 8:58])
