@@ -91,11 +91,27 @@ def test_a_compact_reference_is_smaller_and_has_the_same_images_and_labels(tmp_p
         ({"mu": np.zeros(4), "sigma": np.full((4, 4), np.nan)}, r"holds values that are not finite"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, r"pickled objects, which are not loaded"),
         ({"arr_0": IMAGES.astype(np.float32) / 255}, r"arr_0 of .* is float32"),
+        ({"arr_0": IMAGES, "arr_1": np.eye(6)}, r"arr_1 of .*x\.npz is float64 of shape \(6, 6\); expected labels"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"x\.npz: mu is float64 \(0,\)"),
+        ({**STATISTICS, "num_images": np.zeros(2)}, r"x\.npz: num_images is float64 \(2,\); expected one whole number"),
+        (
+            {**STATISTICS, "num_images": np.array(-3)},
+            r"x\.npz: num_images is int64 \(\); expected one whole number, at",
+        ),
+        ({**STATISTICS, "num_images": np.array(np.nan)}, r"x\.npz: num_images is float64"),
+        ({**STATISTICS, "num_images": np.array("many")}, r"x\.npz: num_images is <U4"),
+        ({**STATISTICS, "extractor": np.array(["a", "b"])}, r"x\.npz: extractor is <U1 \(2,\); expected one text"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message):
         saved(tmp_path, **arrays)
+
+
+def test_arrays_that_nobody_asked_for_are_not_read(tmp_path):
+    fingerprint = saved(tmp_path, arr_0=IMAGES, **STATISTICS).fingerprint
+    found = saved(tmp_path, **STATISTICS, features=np.array([{}]))
+    assert (found.count, found.images, fingerprint != found.fingerprint) == (None, None, True)
 
 
 def test_what_is_no_npz_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Whole scores: definition of each value, several processes, what files can serve, warnings, and memory."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TinyNetwork, random_images
+from PIL import Image
 
 from evaluations import extraction
 from evaluations.batches import open_batch
@@ -85,6 +87,38 @@ def test_agreement_is_the_share_of_labels_that_the_extractor_finds(files, tmp_pa
     ):
         with pytest.raises(ValueError, match=reason):
             scored(batch, files[1], tmp_path, settings, extractor=extractor)
+
+
+@pytest.mark.parametrize("shape", [(230, 1), (230,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_agreement_stays_in_its_range_whatever_the_labels_are_stored_as(files, tmp_path, shape, dtype):
+    extractor = ModuleExtractor("tiny", TinyNetwork())
+    extractor.classes = 10
+    np.savez(tmp_path / "labelled.npz", arr_0=random_images(0, 230), arr_1=np.full(shape, 8, dtype))
+    np.savez(tmp_path / "plain.npz", arr_0=random_images(0, 230), arr_1=np.full(230, 8))
+    settings = Settings(metrics=("agreement",))
+    found, expected = (
+        scored(open_batch(tmp_path / f"{name}.npz"), files[1], tmp_path, settings, name=name, extractor=extractor).values
+        for name in ("labelled", "plain")
+    )
+    assert found == expected
+    assert 0 <= found["agreement"] <= 1
+
+
+def test_images_replaced_with_a_kept_time_give_their_own_scores(files, tmp_path):
+    for name, seed in (("data", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(random_images(seed, 60)):
+            Image.fromarray(image).save(tmp_path / name / f"{i:02d}.png", compress_level=0)
+    first = scored(files[0], open_batch(tmp_path / "data"), tmp_path).values
+    for path in (tmp_path / "data").iterdir():
+        stat = path.stat()
+        path.write_bytes((tmp_path / "other" / path.name).read_bytes())
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    second = scored(files[0], open_batch(tmp_path / "data"), tmp_path).values
+    assert second == scored(files[0], open_batch(tmp_path / "other"), tmp_path, name="fresh").values
+    assert second["fid"] != first["fid"]
 
 
 def test_any_number_of_processes_gives_the_same_numbers(files, tmp_path):
@@ -228,6 +262,16 @@ def test_features_that_are_not_finite_name_the_image(files, tmp_path):
     first = int(np.flatnonzero(files[1].images.read(0, 999).mean((1, 2, 3)) / 255 > 0.55)[0])
     with pytest.raises(ValueError, match=rf"not finite for image {first} of the reference"):
         scored(*files, tmp_path, extractor=ModuleExtractor("broken", Broken()))
+
+
+@pytest.mark.parametrize("part", ["spatial", "logits"])
+def test_no_part_of_the_features_may_be_infinite(files, tmp_path, part):
+    class Infinite(TinyNetwork):
+        def forward(self, x):
+            return {**super().forward(x), part: torch.full((len(x), 4), torch.inf)}
+
+    with pytest.raises(ValueError, match="not finite for image 0 of the reference"):
+        scored(*files, tmp_path, extractor=ModuleExtractor("infinite", Infinite()))
 
 
 def test_damaged_samples_are_found_before_the_work(files, tmp_path):

@@ -1,6 +1,7 @@
 """Datasets known by name: read from idx files, gzipped or plain."""
 
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_each_folder_is_its_own_data(tmp_path):
     write_idx(tmp_path / "second", True, count=7)
     counts = [len(fashion_mnist("test", str(tmp_path / name))) for name in ("first", "second", "first")]
     assert counts == [5, 7, 5]
+
+
+def test_files_replaced_with_a_kept_time_are_seen(tmp_path):
+    folder = tmp_path / "idx"
+    write_idx(folder, packed=False)
+    fashion_mnist("test", str(folder))
+    path = folder / "t10k-images-idx3-ubyte"
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[16:] = bytes(len(content) - 16)
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fashion_mnist("test", str(folder)).read(0, 5).sum() == 0
 
 
 def test_bad_requests_are_named(tmp_path, monkeypatch):
