@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from sag.storage.levels import Images, from_values
 
@@ -26,26 +27,22 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class _Contents:
-    """What the header of an image file says.
-
-    size: height and width, as stored; bands: how many of its channels Pillow gives; orientation: EXIF's, 1 is upright;
-    inverted: 0 is white.
-    """
+    """What the header of an image file says. bands: how many of its channels Pillow gives; inverted: 0 is white."""
 
     format: str
-    size: tuple[int, int]
     mode: str
     bands: int
     bits: int
     channels: int
     frames: int
-    orientation: int
     inverted: bool
     signed: bool
 
 
-def check(path: Path, size: tuple[int, int] | None, value_range: Sequence[float] | None) -> _Contents:
+def check(path: Path, size: tuple[int, int] | None, value_range: Sequence[float] | None) -> tuple[int, int]:
     """Raise a ValueError that names the file and what is wrong if `decode` would not take it, as far as its header tells.
+
+    The checksums of a PNG are compared as well.
 
     Args:
         path: An image file.
@@ -53,9 +50,99 @@ def check(path: Path, size: tuple[int, int] | None, value_range: Sequence[float]
         value_range: As `decode` takes it.
 
     Returns:
-        What the header says.
+        Height and width, as stored.
     """
-    found = _read_header(path)
+    with _opened(path, size, value_range) as (image, _):
+        return image.height, image.width
+
+
+def decode(path: Path, size: tuple[int, int] | None, grey: bool, value_range: Sequence[float] | None) -> Images:
+    """The pixels of an image file as levels.
+
+    Args:
+        path: The file.
+        size: None takes a PNG as it is. (height, width) takes every format, turns it as its EXIF orientation says, and crops
+            and resizes it as `centre_crop` does.
+        grey: One channel in place of three.
+        value_range: The values of a file with one channel that become the lowest and the highest level; see `from_values`.
+
+    Returns:
+        Levels (H, W, C): uint8, or with `value_range` uint16 with one channel.
+
+    Raises:
+        ValueError: A file that cannot be read, or holds what levels cannot stand for; it is named.
+    """
+    with _opened(path, size, value_range) as (opened, found):
+        with _faults_named(path):
+            opened.load()
+            turned = _orientation(opened)  # a PNG may say it behind its pixels
+            image: Image.Image = opened if turned == 1 else ImageOps.exif_transpose(opened)
+            opaque = _opaque(image, found.bits)
+        if size is None:
+            _refuse_turned(path, turned)
+    if not opaque:
+        raise ValueError(f"{path} has mode {image.mode}; expected 8-bit grey or RGB without transparent pixels")
+    with _faults_named(path):
+        if value_range is not None:
+            values = np.asarray(image)
+            if found.bits == 32 and values.dtype == np.int32 and not found.signed:
+                values = values.view(np.uint32)  # Pillow has no mode for it
+            return _levels_of_values(values, size, value_range)[..., None]
+        shown = (image.convert("RGBA") if image.has_transparency_data else image).convert("L" if grey else "RGB")
+        levels = np.asarray(shown if size is None else centre_crop(shown, *size))
+        return levels[..., None] if grey else levels
+
+
+@contextlib.contextmanager
+def _opened(
+    path: Path, size: tuple[int, int] | None, value_range: Sequence[float] | None
+) -> Iterator[tuple[ImageFile.ImageFile, _Contents]]:
+    """An image whose header was read and is one that `decode` takes; its pixels are not decoded yet."""
+    with contextlib.ExitStack() as stack:
+        with _faults_named(path):
+            file = stack.enter_context(open(path, "rb"))
+            with Image.open(file, formats=FORMATS) as first:
+                found = _contents(first, file)
+                turned = _orientation(first) if first.format != "PNG" or "exif" in first.info else 1
+                if first.format == "PNG":
+                    first.verify()  # decoding alone does not compare the checksums of the pixels
+            file.seek(0)
+            image = stack.enter_context(Image.open(file, formats=FORMATS))
+        _refuse(path, found, size, value_range)
+        if size is None:
+            _refuse_turned(path, turned)
+        yield image, found
+
+
+def _contents(image: ImageFile.ImageFile, file: IO[bytes]) -> _Contents:
+    bits, channels, inverted, signed = 8, len(image.getbands()), False, False
+    if image.format == "PNG":
+        position = file.tell()
+        file.seek(len(PNG) + 4)
+        chunk = file.read(14)
+        if chunk[:4] != b"IHDR":
+            raise ValueError("it does not begin with IHDR")
+        bits, channels = chunk[12], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[chunk[13]]
+        file.seek(position)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        bits, channels = max(tags.get(_TIFF_BITS, (1,))), tags.get(_TIFF_CHANNELS, 1)
+        inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+        signed = _SIGNED in tags.get(_TIFF_KIND, (_UNSIGNED,))
+    return _Contents(
+        format=image.format or "",
+        mode=image.mode,
+        bands=len(image.getbands()),
+        bits=bits,
+        channels=channels,
+        frames=getattr(image, "n_frames", 1),
+        inverted=inverted,
+        signed=signed,
+    )
+
+
+def _refuse(path: Path, found: _Contents, size: tuple[int, int] | None, value_range: Sequence[float] | None) -> None:
+    """Raise a ValueError if levels cannot stand for what the file holds, or a score could not trust it."""
     if size is None and found.format != "PNG":
         raise ValueError(
             f"{path} is not a PNG: lossy or converted images score differently from what the model wrote; save PNGs"
@@ -63,11 +150,6 @@ def check(path: Path, size: tuple[int, int] | None, value_range: Sequence[float]
         )
     if found.frames > 1 and found.format != "MPO":  # an MPO is a camera's JPEG, followed by previews and depth
         raise ValueError(f"{path} holds {found.frames} images; save each in a file of its own")
-    if size is None and found.orientation != 1:
-        raise ValueError(
-            f"{path} is to be shown turned (EXIF orientation {found.orientation}), which a score would not see; "
-            "save it upright, without that entry"
-        )
     if found.channels > 1 and found.bits > 8:
         raise ValueError(
             f"{path} has {found.channels} channels of {found.bits} bits; expected 8-bit grey or RGB, or one channel with "
@@ -89,78 +171,14 @@ def check(path: Path, size: tuple[int, int] | None, value_range: Sequence[float]
         )
     elif found.inverted:
         raise ValueError(f"{path} counts from white (TIFF's WhiteIsZero), which value_range does not tell; save BlackIsZero")
-    return found
 
 
-def decode(path: Path, size: tuple[int, int] | None, grey: bool, value_range: Sequence[float] | None) -> Images:
-    """The pixels of an image file as levels.
-
-    Args:
-        path: The file.
-        size: None takes a PNG as it is. (height, width) takes every format, turns it as its EXIF orientation says, and crops
-            and resizes it as `centre_crop` does.
-        grey: One channel in place of three.
-        value_range: The values of a file with one channel that become the lowest and the highest level; see `from_values`.
-
-    Returns:
-        Levels (H, W, C): uint8, or with `value_range` uint16 with one channel.
-
-    Raises:
-        ValueError: A file that cannot be read, or holds what levels cannot stand for; it is named.
-    """
-    found = check(path, size, value_range)
-    with _faults_named(path), open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
-        opened.load()
-        image: Image.Image = opened if found.orientation == 1 else ImageOps.exif_transpose(opened)
-        opaque = _opaque(image, found.bits)
-    if not opaque:
-        raise ValueError(f"{path} has mode {image.mode}; expected 8-bit grey or RGB without transparent pixels")
-    with _faults_named(path):
-        if value_range is not None:
-            values = np.asarray(image)
-            if found.bits == 32 and values.dtype == np.int32 and not found.signed:
-                values = values.view(np.uint32)  # Pillow has no mode for it
-            return _levels_of_values(values, size, value_range)[..., None]
-        shown = (image.convert("RGBA") if image.has_transparency_data else image).convert("L" if grey else "RGB")
-        levels = np.asarray(shown if size is None else centre_crop(shown, *size))
-        return levels[..., None] if grey else levels
-
-
-def _read_header(path: Path) -> _Contents:
-    with _faults_named(path), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-        mode, bits, channels = image.mode, 8, len(image.getbands())
-        inverted = signed = False
-        if image.format == "PNG":
-            position = file.tell()
-            file.seek(len(PNG) + 4)
-            chunk = file.read(14)
-            if chunk[:4] != b"IHDR":
-                raise ValueError("it does not begin with IHDR")
-            bits = chunk[12]
-            channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[chunk[13]]
-            file.seek(position)
-        elif isinstance(image, TiffImagePlugin.TiffImageFile):
-            tags = image.tag_v2
-            bits, channels = max(tags.get(_TIFF_BITS, (1,))), tags.get(_TIFF_CHANNELS, 1)
-            inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-            signed = _SIGNED in tags.get(_TIFF_KIND, (_UNSIGNED,))
-        frames = getattr(image, "n_frames", 1)
-        found = _Contents(
-            format=image.format or "",
-            size=(image.height, image.width),
-            mode=mode,
-            bands=len(image.getbands()),
-            bits=bits,
-            channels=channels,
-            frames=frames,
-            orientation=_orientation(image),
-            inverted=inverted,
-            signed=signed,
+def _refuse_turned(path: Path, orientation: int) -> None:
+    if orientation != 1:
+        raise ValueError(
+            f"{path} is to be shown turned (EXIF orientation {orientation}), which a score would not see; "
+            "save it upright, without that entry"
         )
-    if found.format == "PNG":
-        with _faults_named(path), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            image.verify()  # decoding alone does not compare the checksums of the pixels
-    return found
 
 
 def _orientation(image: Image.Image) -> int:

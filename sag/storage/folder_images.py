@@ -123,7 +123,7 @@ class FolderImages(ImageSource):
         def see(file: Path) -> None:
             found = check(file, self.size, self.value_range)
             if self.size is None:
-                self._check_shape(file, found.size)
+                self._check_shape(file, found)
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(see, self.files))

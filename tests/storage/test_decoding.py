@@ -140,6 +140,16 @@ def test_photographs_are_turned_as_their_exif_data_says(tmp_path, orientation):
     assert found[5, 5].min() > 200
 
 
+def test_a_turn_that_is_stated_behind_the_pixels_is_seen(tmp_path):
+    content = png(np.ascontiguousarray(np.rot90(RGB)))
+    end = content.index(b"IEND") - 4
+    stated = exif(6).tobytes().removeprefix(b"Exif\0\0")
+    (tmp_path / "x.png").write_bytes(content[:end] + chunk(b"eXIf", stated) + content[end:])
+    assert np.array_equal(FolderImages(tmp_path, **TRAINING).read(0, 1)[0], RGB)
+    with pytest.raises(ValueError, match=r"x\.png is to be shown turned"):
+        FolderImages(tmp_path)
+
+
 def test_exif_data_that_cannot_be_read_turns_nothing(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "x.png", exif=b"Exif\0\0nothing of the kind")
     assert np.array_equal(FolderImages(tmp_path, **TRAINING).read(0, 1)[0], RGB)
