@@ -138,7 +138,7 @@ def check_folder(out: Folder, settings: DictConfig, free: Collection[str] = ()) 
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted({*there, *here} - set(free))
-        if there.get(key, "absent") != here.get(key, "absent")
+        if there.get(key) != here.get(key)  # a key that did not exist when the folder was written is as one that is null
     ]
     if differing:
         raise ValueError(f"{out} holds results of other settings; give another out, or remove it: {', '.join(differing)}")
