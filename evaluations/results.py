@@ -5,7 +5,7 @@ import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Results:
     def add(self, run: Run) -> None:
         """Add a run, whole or not at all."""
         values = asdict(run)
+        if abs(run.seed) >= 2**63:  # more than SQLite's integers hold
+            values["seed"] = str(run.seed)
         row = [json.dumps(values[name]) if name in _AS_JSON else values[name] for name in _COLUMNS]
         self._create()
         with self._open() as file:
@@ -71,7 +73,8 @@ class Results:
         names = ", ".join(f'"{name}"' for name in _COLUMNS)
         with self._open() as file:
             rows = file.execute(f"SELECT {names} FROM runs ORDER BY time").fetchall()
-        return [Run(**{n: json.loads(v) if n in _AS_JSON else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
+        read: dict[str, Callable[[Any], Any]] = {"seed": int, **dict.fromkeys(_AS_JSON, json.loads)}
+        return [Run(**{n: read[n](v) if n in read else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
 
     def _create(self) -> None:
         """Write an empty file, whole or not at all, unless there is one: an empty file of somebody else stays empty."""

@@ -14,22 +14,49 @@ from torch import Tensor
 _INITIAL, _STEP, _MASK, _LABEL = range(4)  # what a stream is for; part of the counter, so never renumber
 
 
+def check_word(name: str, value: int, bits: int = 64) -> None:
+    """Check that a number is one of those that a random generator tells apart.
+
+    Args:
+        name: what the number is called in the message.
+        value: the number.
+        bits: its largest size.
+
+    Raises:
+        ValueError: it is not a whole number in [0, 2**bits).
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number in [0, 2**{bits}), got {value!r}")
+    if not 0 <= value < 2**bits:
+        raise ValueError(f"{name} must be in [0, 2**{bits}), got {value}")
+
+
+def _check(seed: int, indices: Sequence[int]) -> None:
+    check_word("seed", seed)
+    for index in indices:
+        check_word("sample index", index)
+
+
 def _generator(seed: int, index: int, purpose: int, step: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, step, purpose, 0]))
+    key = np.array([seed, index], dtype=np.uint64)  # a list with a number of 2**63 or more would become float64
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, step, purpose, 0]))
 
 
 class SampleNoise:
-    """The noise of some samples.
+    """The noise of some samples. All methods return float32 on `device`.
 
-    seed: in [0, 2**64). indices: (N,) which samples. shape: (C, H, W) of one. All methods return float32 on `device`.
+    Args:
+        seed: in [0, 2**64).
+        indices: which samples, each in [0, 2**64).
+        shape: (C, H, W) of one.
+        device: where the noise goes.
 
     Raises:
-        ValueError: a seed out of range.
+        ValueError: the seed or an index is not a whole number, or out of range.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+        _check(seed, indices)
         self.seed = seed
         self.indices = list(indices)
         self.shape = shape
@@ -60,9 +87,16 @@ modulo the length)."""
 def sample_labels(labels: Labels, seed: int, indices: Sequence[int], num_classes: int) -> list[int] | None:
     """The labels of samples `indices`, each in [0, num_classes), or None for "none".
 
+    Args:
+        labels: see `Labels`.
+        seed: in [0, 2**64).
+        indices: which samples, each in [0, 2**64).
+        num_classes: how many classes the model has.
+
     Raises:
-        ValueError: an unknown word, an empty list, or a label out of range.
+        ValueError: an unknown word, an empty list, a label out of range, or a seed or index as in `SampleNoise`.
     """
+    _check(seed, indices)
     if labels == "none":
         return None
     if labels == "random":

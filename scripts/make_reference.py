@@ -14,6 +14,7 @@ from evaluations.batches import write_reference
 from evaluations.extraction import extract, folder_name
 from evaluations.frechet import Moments
 from sag.distributed import Process
+from sag.noise import check_word
 from sag.storage import ImageSource, SelectedImages
 
 
@@ -39,8 +40,9 @@ def choose(count: int, available: int, seed: int, key: str) -> np.ndarray:
     """`count` of `available` indices, drawn without replacement, in ascending order.
 
     Raises:
-        ValueError: more than there are, or less than one.
+        ValueError: more than there are, less than one, or an impossible seed.
     """
+    check_word("seed", seed)
     if not 1 <= count <= available:
         raise ValueError(f"{key}={count} images are asked for, but the data has {available}")
     return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))

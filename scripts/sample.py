@@ -366,10 +366,12 @@ def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
                 images |= dict(zip(missing, storage.quantise(make(job, missing, watch), job.cfg.bits), strict=True))
             begin(job, out)
             made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begun}
+            wanted = job.indices[rows.start : rows.stop]
+            indices: Any = np.array(wanted, np.int64 if max(wanted) < 2**63 else np.uint64)
             shard = storage.Shard(
                 np.stack([images[row] for row in rows]),
                 None if job.labels is None else np.asarray(job.labels[rows.start : rows.stop]),
-                np.asarray(job.indices[rows.start : rows.stop]),
+                indices,
                 job.key,
                 {**made, "reused": len(rows) - len(missing)},
             )

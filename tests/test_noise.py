@@ -1,10 +1,14 @@
 """Noise and labels depend on (seed, i, step) only, and are what they should be."""
 
+from hashlib import sha256
+
+import make_reference
 import numpy as np
 import pytest
 import torch
 
 from sag.noise import SampleNoise, sample_labels
+from sag.training import Settings
 
 CPU = torch.device("cpu")
 
@@ -45,6 +49,37 @@ def test_the_numbers_never_change():
     assert sample_labels("random", 123, range(40, 48), 1000) == PINNED_LABELS
 
 
+def test_the_numbers_below_2_to_63_never_change():
+    """As above, for all purposes, many steps, and seeds and indices up to the largest that once went through int64."""
+    indices = [0, 1, 7, 2**31, 2**40 + 1, 2**63 - 1]
+    digest = sha256()
+    for seed in (0, 1, 123, 2**31, 2**32 + 5, 2**53 + 1, 2**63 - 1):
+        n = source(seed, indices, (2, 3, 3))
+        for x in (n.initial(), n.step(0), n.step(249), n.step(999), n.mask(0, (2, 2)), n.mask(999, (2, 2))):
+            digest.update(x.numpy().tobytes())
+        digest.update(repr(sample_labels("random", seed, indices, 1000)).encode())
+    assert digest.hexdigest() == "d0a25f8e466fccdc9623bab7c798f4c50882bdc673fc9a96e9bc5683f5c803ec"
+
+
+LARGE = [0, 1, 2**53, 2**53 + 1, 2**62 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**63 + 2, 2**64 - 1025, 2**64 - 2, 2**64 - 1]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda seed, index: source(seed, [index]).initial(),
+        lambda seed, index: source(seed, [index]).step(3),
+        lambda seed, index: source(seed, [index]).mask(3, (2, 2)),
+        lambda seed, index: torch.tensor(sample_labels("random", seed, [index], 2**31)),
+    ],
+    ids=["initial", "step", "mask", "labels"],
+)
+def test_every_seed_and_index_up_to_2_to_64_has_its_own_stream(draw):
+    streams = {draw(seed, index).numpy().tobytes() for seed in LARGE for index in LARGE}
+    assert len(streams) == len(LARGE) ** 2
+    assert torch.equal(draw(np.uint64(2**64 - 1), np.int64(5)), draw(2**64 - 1, 5))
+
+
 PINNED_INITIAL = [-0.96094322, -2.0364709, 0.068687439]
 PINNED_STEP = [0.88455486, 1.4236174, 0.65169281]
 PINNED_LABELS = [654, 389, 215, 45, 756, 807, 724, 524]
@@ -74,6 +109,26 @@ def test_impossible_labels_are_named(labels, message):
         sample_labels(labels, 0, [0], 10)
 
 
-def test_an_impossible_seed_is_named():
-    with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*64\), got -1"):
-        source(seed=-1)
+@pytest.mark.parametrize("value", [-1, -(2**63), 2**64, 10**30, 1.5, 1e3, float("nan"), True, "3", None], ids=repr)
+@pytest.mark.parametrize("labels", ["random", "balanced", "none", 3])
+def test_impossible_seeds_and_indices_are_named_whatever_reads_them_first(value, labels):
+    for read in (lambda s, i: source(s, [i]), lambda s, i: sample_labels(labels, s, [i], 10)):
+        with pytest.raises(ValueError, match=r"^seed must be (a whole number )?in \[0, 2\*\*64\), got ") as caught:
+            read(value, 0)
+        assert str(caught.value).endswith(repr(value))
+        with pytest.raises(ValueError, match=r"^sample index must be (a whole number )?in \[0, 2\*\*64\), got "):
+            read(0, value)
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, 1.5, True, "3"], ids=repr)
+def test_training_tells_seeds_of_32_bits_apart_and_refuses_others(value):
+    """[5 + 2**32, step 0] and [5, step 1] are the same entropy to NumPy's SeedSequence."""
+    with pytest.raises(ValueError, match=r"^seed must be (a whole number )?in \[0, 2\*\*32\), got "):
+        Settings(steps=1, batch_size=1, learning_rate=1.0, seed=value)
+    assert Settings(steps=1, batch_size=1, learning_rate=1.0, seed=2**32 - 1).seed == 2**32 - 1
+
+
+def test_the_images_of_a_reference_are_drawn_with_a_possible_seed():
+    assert len({tuple(make_reference.choose(5, 1000, seed, "num_images")) for seed in LARGE}) == len(LARGE)
+    with pytest.raises(ValueError, match=r"^seed must be in \[0, 2\*\*64\), got -1"):
+        make_reference.choose(5, 10, -1, "num_images")

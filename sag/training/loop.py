@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from sag.distributed import Process
+from sag.noise import check_word
 from sag.storage import Images, ImageSource, LocalFolder, atomic, dequantise, refuse_foreign
 from sag.training.losses import Objective
 
@@ -58,6 +59,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_word("seed", self.seed, bits=32)  # [seed, step, rank] are told apart while each fits 32 bits
         for name in ("steps", "batch_size", "learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -41,6 +41,13 @@ def test_what_goes_in_comes_out_and_the_later_of_one_key_and_row_stays(tmp_path)
     assert store.runs() == [RUN, elsewhere, mended]
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1, -(2**70)])
+def test_seeds_beyond_the_integers_of_sqlite_come_out_as_they_went_in(tmp_path, seed):
+    store = Results(tmp_path / "results.sqlite")
+    store.add(replace(RUN, seed=seed))
+    assert store.runs() == [replace(RUN, seed=seed)]
+
+
 def test_several_processes_add_at_once(tmp_path):
     program = (
         "import sys; from pathlib import Path; from evaluations.results import Results, Run\n"
