@@ -1,105 +1,331 @@
-"""Weights: found on disk, bundled with the package, or downloaded once; never unpickled beyond plain tensors."""
+"""Weights: found on disk, bundled with the package, or downloaded once; then found within the file that a trainer wrote."""
 
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sag.models import Classifier, UNet
-from sag.storage import fetch
+from sag.storage import fetch, read_tensors
 
 BUNDLED = Path(__file__).parent / "weights"
+PREFIXES = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module"),  # of PyTorch: DDP, compile, FSDP
+    *("model", "ema", "ema_model", "model_ema", "online_model", "network", "net", "unet", "denoiser", "diffusion_model"),
+)
+"""What trainers put before the names of all weights, followed by a dot."""
+COUNTERS = ("step", "steps", "global_step", "iteration", "iter", "epoch", "version", "initted", "decay", "n_averaged",
+            "num_updates", "num_batches_tracked")  # fmt: skip
+"""Single numbers that trainers keep among the weights and no network of this project has."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+_RAW = ("state_dict", "model_state_dict", "model", "params", "net", "network", "module", "weights")
+_EMA = re.compile(r"(^|_)ema(_|\d|$)|shadow_params")
+_DEPTH = 5  # mappings within mappings; more are not looked into
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights in a file.
+
+    Args:
+        state: tensors by name, on the CPU, in the dtype they were stored in.
+        notes: what was chosen, removed or left out to find them; empty if the file holds nothing else.
+    """
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 class CheckpointMismatch(ValueError):
-    """The entries of a file are not those of the network. `shapes`: what the file holds, by name."""
+    """The entries of a file are not those of the network. `shapes`: what the file holds, by name, without prefixes."""
 
     def __init__(self, message: str, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__(message)
         self.shapes = shapes
 
 
-def load_checkpoint(source: str) -> dict[str, Tensor]:
-    """Read a state dict, on the CPU, in the dtype it was stored in.
+def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
+    """Read the weights that a file holds, as torch.save or safetensors stores them.
 
-    source: the name of a bundled model ("fashion32"), a path, an http(s) address, or a gs:// or az:// address, which
-    blobfile reads with its credentials; .safetensors, or a file of torch.save. Remote files are downloaded once.
+    Wrappers, prefixes and counters of common trainers are removed. Of several sets of weights those that fit are taken, and
+    of these the averaged ones (EMA). What would be a guess is an error.
+
+    Args:
+        source: the name of a bundled model ("fashion32"), a path, an http(s) address, or a gs:// or az:// address, which
+            blobfile reads with its credentials. Remote files are downloaded once.
+        shapes: the shapes of the network's weights by name; None if they are not known.
 
     Raises:
-        FileNotFoundError: no such file.
-        OSError: a download that failed.
-        ValueError: a damaged file, an optimizer's file, or anything but names and tensors.
+        OSError: no such file, one that cannot be read, or a download that failed.
+        CheckpointMismatch: names or shapes differ from `shapes`; says which.
+        ValueError: a damaged file, an optimizer's file, weights that are not finite floating-point numbers, or several sets
+            of weights.
     """
     path = _locate(source)
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {source} is not a checkpoint, or holds more than plain tensors: it was not loaded"
-        ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {source} is truncated or not a checkpoint: {_first_line(error)}") from error
-    if isinstance(state, Mapping) and {"state", "param_groups"} <= set(state):
-        raise ValueError(
-            f"checkpoint {source} is the state of an optimizer; give the model*.pt or ema_*.pt file saved beside it"
-        )
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        held = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"checkpoint {source} is not a state dict of names and tensors; it holds: {held}")
-    return dict(state)
+    name = f"checkpoint {source}" + (f" (in {path})" if "://" in source else "")
+    content = read_tensors(path, name)
+    if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
+        raise ValueError(f"{name} is the state of an optimizer; give the model*.pt or ema_*.pt file saved beside it")
+    found = [_reduce(weights, shapes) for weights in _sets(content, name)]
+    if not found:
+        raise ValueError(f"{name} is not a state dict of names and tensors; it holds: {_holds(content)}")
+    chosen, others = _choose(found, shapes, name)
+    if shapes is not None and chosen.shapes != shapes:
+        _refuse_mixture(chosen, name)
+        raise CheckpointMismatch(_mismatch(chosen.shapes, shapes, name), chosen.shapes)
+    if shapes is None:
+        _refuse_mixture(chosen, name)
+    _check_values(chosen.tensors, name)
+    return Checkpoint(chosen.tensors, chosen.notes(others))
 
 
-def load_weights(network: nn.Module, source: str) -> None:
+def load_checkpoint(source: str) -> dict[str, Tensor]:
+    """The weights of `read_checkpoint`, without a word about how they were found."""
+    return read_checkpoint(source).state
+
+
+def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
     """Give `network` (which may be on the meta device) the weights of `source`, as float32.
 
+    Args:
+        network: receives the weights.
+        source: see `read_checkpoint`.
+
+    Returns:
+        What was chosen, removed or left out; see `Checkpoint`.
+
     Raises:
-        CheckpointMismatch: names or shapes differ; says which.
-        As `load_checkpoint`.
+        OSError, CheckpointMismatch, ValueError: see `read_checkpoint`.
     """
-    state = load_checkpoint(source)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != found:
-        differences = {
-            "missing": [name for name in expected if name not in found],
-            "unexpected": [name for name in found if name not in expected],
-            "of another shape": [
-                f"{name} {found[name]} instead of {expected[name]}"
-                for name in expected
-                if name in found and found[name] != expected[name]
-            ],
-        }
-        parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in differences.items() if names]
-        raise CheckpointMismatch(f"checkpoint {source} does not fit the network: entries {', '.join(parts)}", found)
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    checkpoint = read_checkpoint(source, shapes)
+    network.load_state_dict({name: value.float() for name, value in checkpoint.state.items()}, assign=True)
+    return checkpoint.notes
 
 
-def load_network(network: UNet | Classifier, source: str) -> None:
+def load_network(network: UNet | Classifier, source: str) -> tuple[str, ...]:
     """As `load_weights`; the network is then in float32, frozen, in eval mode."""
-    load_weights(network, source)
+    notes = load_weights(network, source)
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)
+    return notes
 
 
 def _locate(source: str) -> Path:
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"checkpoint must be a path, an address or the name of a bundled model, got {source!r}")
     if "://" in source:
         return fetch(source)
-    bundled = BUNDLED / f"{source}.safetensors"
-    path = bundled if bundled.exists() else Path(source)
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors")))
-        raise FileNotFoundError(f"no checkpoint at {source!r}; expected a file, an address, or a bundled model ({names})")
-    return path
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.safetensors"))}
+    path = bundled.get(source, Path(source))
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            inside = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+            raise FileNotFoundError(f"checkpoint {source} is a folder; give a file in it ({_some(inside) or 'it has none'})")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(f"checkpoint {source} cannot be read ({error.strerror})") from error
+    names = ", ".join(bundled)
+    raise FileNotFoundError(f"no checkpoint at {source!r}; expected a file, an address, or a bundled model ({names})")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _holds(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    return _some([str(key) for key in content]) or "nothing"
 
 
-def _some(names: list[str]) -> str:
+@dataclass(frozen=True)
+class _Weights:
+    """One set of weights in a file.
+
+    path: the keys that lead to it. removed: prefixes, outermost first. left_out: names. compiled: _orig_mod. was removed from
+    within names.
+    """
+
+    path: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    removed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    compiled: bool = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.tensors.items()}
+
+    @property
+    def name(self) -> str:
+        return f"entry {'.'.join(self.path)!r}" if self.path else "the entries at the top"
+
+    @property
+    def rank(self) -> int:
+        """Lower ones are preferred: averages, then what trainers call the model."""
+        if any(_EMA.search(key.lower()) for key in self.path):
+            return 0
+        return 1 if not self.path or self.path[-1] in _RAW else 2
+
+    def notes(self, others: Sequence["_Weights"]) -> tuple[str, ...]:
+        found = []
+        if self.path or others:
+            kind = "EMA weights" if self.rank == 0 else "weights"
+            found.append(f"{kind} of {self.name}" + (f", not of {_some([other.name for other in others])}" if others else ""))
+        if self.rank > 0 and any(other.rank == 0 for other in others):
+            found.append("the EMA weights do not fit the network")
+        if self.removed:
+            found.append(f"prefix {'.'.join(self.removed)}. removed")
+        if self.compiled:
+            found.append("_orig_mod. removed from within names")
+        if self.left_out:
+            found.append(f"left out: {_some(self.left_out)}")
+        return tuple(found)
+
+
+def _sets(content: Any, name: str) -> list[_Weights]:
+    """All sets of weights in what a file holds."""
+    named, unnamed = [], []
+    for path, node in _nodes(content, (), set()):
+        if isinstance(node, Mapping):
+            tensors = {key: value.detach() for key, value in node.items() if isinstance(value, Tensor)}
+            if any(value.dim() for value in tensors.values()) and all(isinstance(key, str) for key in tensors):
+                left_out = [str(key) for key, value in node.items() if not isinstance(value, Tensor)]
+                named.append(_Weights(path, tensors, left_out=tuple(left_out)))
+        elif _EMA.search(".".join(path).lower()):
+            unnamed.append((path, node))
+    named = [found for found in named if any(v.is_floating_point() for v in found.tensors.values())] or named
+    return named + [_with_names(path, tensors, named, name) for path, tensors in unnamed]
+
+
+def _nodes(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Mappings, and lists of tensors, in what a file holds, but for those of optimizers. seen: ids, as it may hold cycles."""
+    if isinstance(content, Mapping):
+        if id(content) in seen or len(path) > _DEPTH or {"state", "param_groups"} <= set(content):
+            return
+        seen.add(id(content))
+        yield path, content
+        for key, value in content.items():
+            yield from _nodes(value, (*path, str(key)), seen)
+    elif isinstance(content, list | tuple) and content and all(isinstance(v, Tensor) and v.dim() for v in content):
+        yield path, content
+
+
+def _with_names(path: tuple[str, ...], tensors: Sequence[Tensor], named: Sequence[_Weights], name: str) -> _Weights:
+    """Averages kept as a list, in the order of the parameters: PyTorch keeps the weights beside them in the same order."""
+    alike = [w for w in named if [v.shape for v in w.tensors.values()] == [v.shape for v in tensors]]
+    if len(alike) != 1:
+        raise ValueError(
+            f"{name} holds EMA weights without names ({'.'.join(path)}, {len(tensors)} tensors) that are not one for one those "
+            "of a state dict beside them; save the state dict of the averaged network as a file of its own"
+        )
+    values = (tensor.detach() for tensor in tensors)
+    return replace(alike[0], path=path, tensors=dict(zip(alike[0].tensors, values, strict=True)))
+
+
+def _reduce(weights: _Weights, shapes: Shapes | None) -> _Weights:
+    """Remove counters and prefixes: any prefix if the network's shapes then fit, else those that are known."""
+    if weights.shapes == shapes:
+        return weights
+    counters = [n for n, value in weights.tensors.items() if value.dim() == 0 and n.rsplit(".", 1)[-1] in COUNTERS]
+    kept = {n: value for n, value in weights.tensors.items() if n not in counters}
+    plain = replace(weights, tensors=kept, left_out=(*weights.left_out, *counters))
+    if shapes is not None:
+        fitting = _without_compile(_without_prefixes(plain, shapes, None))
+        if fitting.shapes == shapes:
+            return fitting
+    return _without_compile(_without_prefixes(plain, shapes, PREFIXES))
+
+
+def _without_compile(weights: _Weights) -> _Weights:
+    """Remove what torch.compile puts into the names of a network of which parts were compiled."""
+    tensors = {name.replace("._orig_mod.", "."): value for name, value in weights.tensors.items()}
+    if len(tensors) < len(weights.tensors) or tensors.keys() == weights.tensors.keys():
+        return weights
+    return replace(weights, tensors=tensors, compiled=True)
+
+
+def _without_prefixes(weights: _Weights, shapes: Shapes | None, known: Sequence[str] | None) -> _Weights:
+    while weights.tensors and weights.shapes != shapes:
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, value in weights.tensors.items():
+            first, _, rest = name.partition(".") if "." in name else ("", "", name)
+            groups.setdefault(first, {})[rest] = value
+        prefix = _shared(groups)
+        if prefix is None or (known is not None and prefix not in known):
+            break
+        path = (*weights.path, prefix) if len(groups) > 1 else weights.path
+        weights = replace(weights, path=path, tensors=groups[prefix], removed=(*weights.removed, prefix))
+    return weights
+
+
+def _shared(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """The prefix of all names; or, if all come twice, once averaged and once not, that of the averages."""
+    if len(groups) == 1:
+        return next(iter(groups)) or None
+    averages = [prefix for prefix in groups if _EMA.search(prefix)]
+    if len(groups) == 2 and len(averages) == 1:
+        a, b = ({name: value.shape for name, value in group.items()} for group in groups.values())
+        return averages[0] if a == b else None
+    return None
+
+
+def _choose(found: list[_Weights], shapes: Shapes | None, name: str) -> tuple[_Weights, list[_Weights]]:
+    """The set of weights to use, and the others."""
+    fitting = [weights for weights in found if weights.shapes == shapes] or found
+    best = min(weights.rank for weights in fitting)
+    candidates = [weights for weights in fitting if weights.rank == best]
+    if len(candidates) > 1:
+        raise ValueError(
+            f"{name} holds several sets of weights ({_some([w.name for w in candidates])}); save the one to use as a file of "
+            "its own"
+        )
+    return candidates[0], [weights for weights in found if weights is not candidates[0]]
+
+
+def _refuse_mixture(weights: _Weights, name: str) -> None:
+    for prefix in PREFIXES:
+        having = [n for n in weights.tensors if n.startswith(f"{prefix}.")]
+        rest = [n for n in weights.tensors if not n.startswith(f"{prefix}.")]
+        if having and rest:
+            odd = having[0] if len(having) < len(rest) else rest[0]
+            verb = "has" if odd is having[0] else "lacks"
+            raise ValueError(
+                f"{name} has the prefix {prefix}. on {len(having)} of its {len(weights.tensors)} names only: {odd} {verb} it; "
+                "save the weights of one network as a file of their own"
+            )
+
+
+def _mismatch(found: Shapes, expected: Shapes, name: str) -> str:
+    differences = {
+        "missing": [n for n in expected if n not in found],
+        "unexpected": [n for n in found if n not in expected],
+        "of another shape": [
+            f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]
+        ],
+    }
+    parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in differences.items() if names]
+    return f"{name} does not fit the network: entries {', '.join(parts)}"
+
+
+def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
+    for entry, value in tensors.items():
+        if value.is_meta or value.layout != torch.strided or value.dtype not in DTYPES:
+            kind = "no values" if value.is_meta else f"{str(value.dtype).removeprefix('torch.')} values"
+            kind += "" if value.layout == torch.strided else f" in layout {str(value.layout).removeprefix('torch.')}"
+            raise ValueError(
+                f"{name}: entry {entry} holds {kind}; weights must be dense floating-point numbers of 16 bits or more"
+            )
+        if value.numel() and not torch.stack(value.float().aminmax()).isfinite().all():
+            raise ValueError(f"{name}: entry {entry} holds values that are not finite in float32; take an earlier checkpoint")
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import PRECISIONS, run
+from common import PRECISIONS, run, show_notes
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from safetensors.torch import save
 
 from sag import storage
-from sag.checkpoints import load_checkpoint
+from sag.checkpoints import read_checkpoint
 
 
 @dataclass
@@ -33,8 +33,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"out={out} must end in .safetensors")
     if out.exists():
         raise ValueError(f"{out} is there already; give another out, or remove it")
-    state = load_checkpoint(cfg.checkpoint)
-    converted = {name: value.to(PRECISIONS[cfg.dtype]).contiguous() for name, value in state.items()}
+    checkpoint = read_checkpoint(cfg.checkpoint)
+    show_notes(cfg.checkpoint, checkpoint.notes)
+    converted = {name: value.to(PRECISIONS[cfg.dtype]).contiguous() for name, value in checkpoint.state.items()}
     beyond = [name for name, value in converted.items() if not value.isfinite().all()]
     if beyond:
         raise ValueError(f"{', '.join(beyond[:3])} in {cfg.checkpoint} holds values that {cfg.dtype} cannot; use dtype=float32")

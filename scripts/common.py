@@ -228,7 +228,7 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
     with torch.device("meta"):
         network = instantiate(node.network, _convert_="all")
     try:
-        load_network(network, node.checkpoint)
+        notes = load_network(network, node.checkpoint)
     except CheckpointMismatch as error:
         fitting = _fitting_configs(error.shapes)
         advice = f"its entries fit {' or '.join(fitting)}" if fitting else "no config in configs/ has these entries"
@@ -240,8 +240,15 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
         raise OSError(
             f"{error}; where there is one, python scripts/download.py what=[{node.name}] fetches the {size:.2f} GB"
         ) from error
+    show_notes(node.checkpoint, notes)
     set_up(network, device, precision, compiled)
     return network
+
+
+def show_notes(checkpoint: str, notes: Sequence[str]) -> None:
+    """Print, in the main process, how the weights were found in a file that holds more."""
+    if notes and Process.current().main:
+        print(f"weights   {checkpoint}: {'; '.join(notes)}", flush=True)
 
 
 def image_size(network: Any, size: Sequence[int] | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import check_folder, device_name, image_size, pick_device, run
+from common import check_folder, device_name, image_size, pick_device, run, show_notes
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -125,7 +125,7 @@ def main(cfg: DictConfig) -> None:
     torch.manual_seed(settings.seed)
     network = instantiate(cfg.task.network, _convert_="all")
     if cfg.start is not None:
-        load_weights(network, cfg.start)
+        show_notes(cfg.start, load_weights(network, cfg.start))
     network.to(device)
     objective: Objective = instantiate(cfg.task.objective, _convert_="object")
     check_data(data, network, cfg.size)

@@ -1,4 +1,4 @@
-"""Images on disk: shards written atomically and packed into ADM's npz, and image collections read by streaming."""
+"""Files: shards packed into ADM's npz, image collections read by streaming, downloads in a cache, and tensors."""
 
 from sag.storage.digests import remembered_digests
 from sag.storage.downloads import cache_folder, cached, fetch, remote_size
@@ -35,6 +35,7 @@ from sag.storage.shards import (
     write_shard,
 )
 from sag.storage.sources import ArrayImages, ImageSource, SelectedImages
+from sag.storage.tensors import read_tensors
 
 __all__ = [
     "BITS",
@@ -71,6 +72,7 @@ __all__ = [
     "quantise",
     "read_samples",
     "read_shard",
+    "read_tensors",
     "refuse_foreign",
     "remembered_digests",
     "remote_size",

@@ -345,10 +345,14 @@ def test_classifier_and_model_must_agree(script, tmp_path, conditional):
 
 
 def test_values_that_are_not_finite_stop_the_run(script, tmp_path):
-    network = load_checkpoint("fashion32")
-    network["out.2.bias"][0] = float("nan")
+    network = {name: value.float() for name, value in load_checkpoint("fashion32").items()}
+    network["input_blocks.0.0.bias"][0] = 3e38  # finite, but its square is not
     torch.save(network, tmp_path / "broken.pt")
     with pytest.raises(SystemExit, match=r"step 1 of 2 \(t = 1, tau = 999\) gave values that are not finite in image 0, 1"):
+        script(*QUICK, f"model.checkpoint={tmp_path / 'broken.pt'}", f"out={tmp_path / 'out'}")
+    network["input_blocks.0.0.bias"][0] = float("nan")
+    torch.save(network, tmp_path / "broken.pt")
+    with pytest.raises(SystemExit, match=r"broken\.pt: entry input_blocks\.0\.0\.bias holds values that are not finite"):
         script(*QUICK, f"model.checkpoint={tmp_path / 'broken.pt'}", f"out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
