@@ -1,5 +1,6 @@
 """Inception of 2015-12-05, the network behind FID, sFID, IS, precision and recall of ADM's evaluator."""
 
+import os
 import pickle
 from collections.abc import Callable
 from hashlib import sha256
@@ -20,6 +21,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 
 from evaluations.extractors import Extractor, Features
 from evaluations.resize import resize_tensorflow1
+from sag.storage import CacheError, writing_cache
 
 SHA256 = "6726825d"  # how the sha256 of the published weights starts; it is in their name
 SIZE = 299
@@ -108,17 +110,21 @@ def inception_weights(weights: str | None, *, download: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: no file `weights`.
+        CacheError: torch hub's cache cannot be written.
         OSError: a download that failed.
     """
     if weights is not None:
         if not Path(weights).is_file():
             raise FileNotFoundError(f"no Inception weights at {weights!r}")
         return Path(weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if download and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    hub = Path(torch.hub.get_dir())
+    path = hub / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if download and not os.path.exists(path):
         try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256, progress=True)
+            with writing_cache(path.parent, hub, "TORCH_HOME"):
+                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256, progress=True)
+        except CacheError:
+            raise
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"could not download the Inception weights from {URL_INCEPTION_V3} ({error}); fetch the file elsewhere and "

@@ -1,5 +1,6 @@
 """From two batches to scores: which metrics the files can serve, features, then the metrics."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from evaluations.inception_score import InceptionScore
 from evaluations.kernel import kernel_distance
 from evaluations.neighbours import DistanceDtype, density_coverage, precision_recall
 from sag.distributed import Process
-from sag.storage import eight_bits
+from sag.storage import eight_bits, writing_cache
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage", "agreement")
 OF_SAMPLES = frozenset({"is", "agreement"})  # need no reference
@@ -113,7 +114,8 @@ def score(
         stored = {"fid": batch.pool, "sfid": batch.spatial}
         if batch.images is not None and any(stored.get(name) is None for name in wanted):
             place = folder / folder_name(batch.images, extractor)
-            files[title] = extract(batch.images, extractor, place, process, batch_size, title)
+            with writing_cache(place) if batch is reference else contextlib.nullcontext():
+                files[title] = extract(batch.images, extractor, place, process, batch_size, title)
             clock.stop(f"features of {title}")
     if not process.main:
         return None

@@ -29,7 +29,7 @@ from sag.checkpoints import CheckpointMismatch, load_network
 from sag.distributed import Process
 from sag.guidance import Guidance
 from sag.models import Classifier, UNet
-from sag.storage import Folder
+from sag.storage import CacheError, Folder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -234,7 +234,7 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
         advice = f"its entries fit {' or '.join(fitting)}" if fitting else "no config in configs/ has these entries"
         raise ValueError(f"{error}; {advice}") from error
     except OSError as error:
-        if "://" not in node.checkpoint:
+        if "://" not in node.checkpoint or isinstance(error, CacheError):
             raise
         size = sum(4 * value.numel() for value in network.state_dict().values()) / 1e9
         raise OSError(

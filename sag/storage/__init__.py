@@ -1,7 +1,7 @@
 """Files: shards packed into ADM's npz, image collections read by streaming, downloads in a cache, and tensors."""
 
 from sag.storage.digests import remembered_digests
-from sag.storage.downloads import cache_folder, cached, fetch, remote_size
+from sag.storage.downloads import CacheError, cache_folder, cached, fetch, remote_size, writing_cache
 from sag.storage.earlier import EarlierSamples
 from sag.storage.files import atomic
 from sag.storage.folder_images import FolderImages
@@ -42,6 +42,7 @@ __all__ = [
     "RECORD",
     "ArrayImages",
     "BlobFolder",
+    "CacheError",
     "Contents",
     "DamagedShard",
     "EarlierSamples",
@@ -84,4 +85,5 @@ __all__ = [
     "to_json",
     "to_values",
     "write_shard",
+    "writing_cache",
 ]

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import hashlib
 import os
 import urllib.error
@@ -18,13 +19,54 @@ from filelock import FileLock
 from tqdm import tqdm
 
 BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails so tells no name of a file
 _MD5 = ("Content-MD5", "x-ms-blob-content-md5")  # of a whole file, also where a part is sent
 
 
+class CacheError(OSError):
+    """A cache cannot be written. The message names its folder and the variable that moves it."""
+
+
 def cache_folder() -> Path:
-    """Where downloads are kept: $SAG_CACHE, or "sag" in $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SAG_CACHE") or Path(base) / "sag")
+    """Where downloads are kept: $SAG_CACHE, or "sag" in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        CacheError: neither variable is set, and this user has no home folder.
+    """
+    if given := os.environ.get("SAG_CACHE"):
+        return Path(given)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "sag"
+    try:
+        return Path.home() / ".cache/sag"
+    except RuntimeError as error:
+        raise CacheError("there is no home folder for the cache; set SAG_CACHE to a folder that can be written") from error
+
+
+@contextlib.contextmanager
+def writing_cache(folder: Path, root: Path | None = None, variable: str = "SAG_CACHE") -> Iterator[None]:
+    """Make a folder of a cache, and say what to do when it cannot be made or written in the block.
+
+    Args:
+        folder: the folder that is written.
+        root: the cache it belongs to, for the message; None takes `cache_folder()`.
+        variable: the environment variable that says where the cache is.
+
+    Raises:
+        CacheError: the folder or a file in it cannot be written. Other errors of the block are passed on.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+        if not any(n.is_relative_to(folder) or folder.is_relative_to(n) for n in names) and error.errno not in _FULL:
+            raise
+        reason = ": ".join(map(str, [error.strerror, *names[:1]]))
+        raise CacheError(
+            f"the cache folder {root or cache_folder()} cannot be written ({reason}); set {variable} to a folder that can be "
+            "written and has room"
+        ) from error
 
 
 def cached(url: str) -> Path:
@@ -36,23 +78,28 @@ def cached(url: str) -> Path:
 def fetch(url: str) -> Path:
     """Download a remote file into the cache, or find it there; returns its path.
 
-    url: http(s), gs:// or az://. What an earlier try left is continued (http) or begun again; the file appears under its name
-    when it has the size, and where the server states one the MD5 sum, that the server says, and if it is a zip archive (npz,
-    .pt) when all its checksums are right. Processes on one file system wait for one of them to do it.
+    What an earlier try left is continued (http) or begun again; the file appears under its name when it has the size, and
+    where the server states one the MD5 sum, that the server says, and if it is a zip archive (npz, .pt) when all its
+    checksums are right. Processes on one file system wait for one of them to do it.
+
+    Args:
+        url: http(s), gs:// or az://.
 
     Raises:
+        CacheError: the cache cannot be written.
         OSError: no connection, a refusal, fewer bytes than stated, or other bytes.
     """
     target = cached(url)
-    if target.exists():
+    if os.path.exists(target):  # unlike the method of Path no error where a folder above cannot be searched
         return target
     part = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        with writing_cache(target.parent), FileLock(target.with_name(f".{target.name}.lock")):
             if not target.exists():
                 _download(url, part)
                 os.replace(part, target)
+    except CacheError:
+        raise
     except (OSError, blobfile.Error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise OSError(

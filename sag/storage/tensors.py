@@ -46,7 +46,7 @@ def read_tensors(path: Path, name: str) -> Any:
     except OSError as error:
         raise OSError(f"{name} is truncated or cannot be read ({error.strerror or _reason(error)})") from error
     except Exception as error:  # a parser that is fed with damaged bytes raises nearly anything
-        unsafe = re.search(r"nsupported (?:global: )?GLOBAL ((?:\w+\.)+\w+)", str(error))
+        unsafe = re.search(r"nsupported (?:global: )?GLOBAL (\w[\w.]*)", str(error))
         if unsafe:
             raise ValueError(
                 f"{name} holds more than plain tensors ({unsafe[1]}), which could run a program of its author: it "

@@ -1,6 +1,7 @@
 """Datasets that the project knows by name."""
 
 import gzip
+import os
 import shutil
 import urllib.error
 from hashlib import sha256
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from sag.storage import ArrayImages, atomic, cache_folder, remembered_digests
+from sag.storage import ArrayImages, atomic, cache_folder, remembered_digests, writing_cache
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -25,7 +26,7 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
 
     Raises:
         ValueError: an unknown split, or a size below 28.
-        FileNotFoundError, OSError: files missing; no download.
+        FileNotFoundError, OSError: files missing; no download; a cache that cannot be written.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
@@ -38,7 +39,8 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
     elif folder is not None:
         raise FileNotFoundError(f"no folder {folder}; it should hold {FILES[0]} and the three other files of Fashion-MNIST")
     try:
-        data = FashionMNIST(root, train=split == "train", download=True)
+        with writing_cache(root):
+            data = FashionMNIST(root, train=split == "train", download=True)
     except (RuntimeError, urllib.error.URLError) as error:
         raise OSError(
             f"could not download Fashion-MNIST ({' '.join(str(error).split())[:200]}); install Debian's package "
@@ -60,9 +62,11 @@ def _unpack(source: Path, cache: Path) -> Path:
     contents = remembered_digests(list(found.values()))
     root = cache / sha256(repr(contents).encode()).hexdigest()[:12]
     target = root / "FashionMNIST" / "raw"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, path in found.items():
-        if not (target / name).exists():
-            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file, atomic(target / name) as out:
-                shutil.copyfileobj(file, out)
+    missing = [name for name in found if not os.path.exists(target / name)]
+    if missing:
+        with writing_cache(target):
+            for name in missing:
+                path = found[name]
+                with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file, atomic(target / name) as out:
+                    shutil.copyfileobj(file, out)
     return root

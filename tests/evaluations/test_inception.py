@@ -123,6 +123,12 @@ def test_without_a_network_the_place_for_the_file_is_told(tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("*.pth*"))
 
 
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", "/proc/nope")
+    with pytest.raises(OSError, match=r"^the cache folder /proc/nope/hub cannot be written .*; set TORCH_HOME to a folder"):
+        Inception()
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no Inception weights at 'nowhere\.pth'"):
         Inception("nowhere.pth")

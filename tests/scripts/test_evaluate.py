@@ -74,6 +74,14 @@ def test_what_is_scored_is_not_scored_again_unless_something_changed(script, bat
     assert len(list(tmp_path.glob("*.json"))) == 3
 
 
+def test_a_cache_for_the_reference_that_cannot_be_written_is_named(script, batches, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAG_CACHE", "/proc/nope")
+    with pytest.raises(SystemExit, match=r"^error: the cache folder /proc/nope cannot be written .*; set SAG_CACHE"):
+        script(*batches)
+    monkeypatch.setenv("SAG_CACHE", str(tmp_path / "cache"))
+    script(*batches)
+
+
 def test_out_names_the_file_and_keeps_what_is_there(script, batches, tmp_path):
     out = tmp_path / "some/where/scores.json"
     script(*batches, f"out={out}")

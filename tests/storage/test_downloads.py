@@ -1,15 +1,18 @@
 """Downloads: made once, continued, verified."""
 
 import base64
+import errno
 import hashlib
 import http.server
 import io
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sag.storage import cache_folder, cached, fetch, remote_size
+from sag.storage import CacheError, cache_folder, cached, fetch, remote_size, writing_cache
 
 
 def npz(size=100_000):
@@ -128,3 +131,57 @@ def test_several_who_want_one_file_download_it_once():
             thread.join()
     assert len(server.asked) == 1
     assert visible() == ["a.npz"]
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "{}/file", "{}/file/below"])
+def test_a_cache_that_cannot_be_made_is_named_with_its_variable(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_bytes(b"")
+    place = place.format(tmp_path)
+    monkeypatch.setenv("SAG_CACHE", place)
+    with pytest.raises(CacheError, match=rf"^the cache folder {place} cannot be written \(N.*: {place}.*set SAG_CACHE to"):
+        fetch("http://127.0.0.1:9/a.npz")
+
+
+@pytest.mark.parametrize(
+    ("code", "file", "named"),
+    [
+        (errno.ENOSPC, None, True),  # a write that fails does not know the name of its file
+        (errno.EDQUOT, None, True),
+        (errno.EROFS, "cache/a/x.part", True),
+        (errno.EACCES, "cache/a/.x.lock", True),
+        (errno.EACCES, "cache", True),
+        (errno.ENOENT, "images/1.png", False),
+        (errno.ECONNREFUSED, None, False),
+    ],
+)
+def test_only_what_concerns_the_cache_is_called_so(tmp_path, monkeypatch, code, file, named):
+    monkeypatch.setenv("SAG_CACHE", str(tmp_path / "cache"))
+    with (
+        pytest.raises(
+            OSError, match=r"set SAG_CACHE to a folder that can be written and has room" if named else "Errno"
+        ) as caught,
+        writing_cache(tmp_path / "cache/a"),
+    ):
+        raise OSError(code, os.strerror(code), *([] if file is None else [str(tmp_path / file)]))
+    assert isinstance(caught.value, CacheError) == named
+    assert "Errno" not in str(caught.value) or not named
+
+
+def test_a_full_disk_during_a_download_is_told(monkeypatch):
+    def full(url, part):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sag.storage.downloads._download", full)
+    with pytest.raises(CacheError, match=rf"the cache folder {cache_folder()} cannot be written \(No space left on device\)"):
+        fetch("http://127.0.0.1:9/a.npz")
+
+
+def test_without_a_home_folder_the_variable_is_told(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SAG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(CacheError, match="there is no home folder for the cache; set SAG_CACHE to a folder"):
+        cache_folder()

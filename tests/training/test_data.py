@@ -72,3 +72,12 @@ def test_bad_requests_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(OSError, match=r"could not download Fashion-MNIST .*install Debian's package dataset-fashion-mnist"):
         fashion_mnist()
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, unpacked):
+    write_idx(tmp_path / "idx", packed=True)
+    monkeypatch.setenv("SAG_CACHE", "/proc/nope")
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "none")
+    with pytest.raises(OSError, match=r"^the cache folder /proc/nope cannot be written .*; set SAG_CACHE to a folder"):
+        fashion_mnist(folder=str(tmp_path / "idx") if unpacked else None)
