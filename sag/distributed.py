@@ -1,10 +1,13 @@
 """Several processes at one task: who they are, who does what, and when to stop. They meet in a folder and need nothing else."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +22,7 @@ _VARIABLES = (  # rank, world size, rank on this host; in the order in which the
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH and Intel MPI
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # of a step that srun started; SLURM_NTASKS is the job's
     ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
 )
 
@@ -34,17 +37,21 @@ class Process:
 
     @classmethod
     def current(cls) -> "Process":
-        """As torchrun, mpiexec or srun started it; a plain process is alone.
+        """As torchrun, mpiexec or srun started it; a plain process is alone, as is one in a job of SLURM without srun.
 
         Raises:
-            ValueError: a launcher's variables that contradict each other.
+            ValueError: a launcher's variables that are no numbers, are incomplete, or contradict each other.
         """
         for rank, world, local_rank in _VARIABLES:
-            if rank in os.environ and world in os.environ:
-                process = cls(int(os.environ[rank]), int(os.environ[world]), int(os.environ.get(local_rank, "0")))
-                if not 0 <= process.rank < process.world:
+            given = {rank, world} & set(os.environ)
+            if len(given) == 2:
+                process = cls(_number(rank), _number(world), _number(local_rank) if local_rank in os.environ else 0)
+                if process.rank >= process.world:
                     raise ValueError(f"{rank}={process.rank} and {world}={process.world} contradict each other")
                 return process
+            if given and rank != "SLURM_PROCID":  # which SLURM sets in batch scripts as well
+                (lacking,) = {rank, world} - given
+                raise ValueError(f"{given.pop()} is set, but {lacking} is not; set both as a launcher does, or neither")
         return cls()
 
     @property
@@ -53,21 +60,70 @@ class Process:
         return self.rank == 0
 
 
-def meet_by_mpi() -> None:
-    """Set MASTER_ADDR and MASTER_PORT, which torch.distributed reads, to a free port of the first process's host.
+def _number(variable: str) -> int:
+    text = os.environ[variable]
+    if not text.isdecimal():
+        raise ValueError(f"{variable} must be a whole number of 0 or more, as a launcher sets it, got {text!r}")
+    return int(text)
 
-    Nothing is done where they are set, as torchrun does, or where no mpiexec started this process.
+
+def set_meeting_place(process: Process) -> None:
+    """Set MASTER_ADDR and MASTER_PORT, which torch.distributed reads, where the launcher has set none.
+
+    Under srun they are the first host of the step and a port that follows from job and step; under mpiexec, a free port of
+    the first process's host, of which MPI tells the others.
+
+    Args:
+        process: this process.
+
+    Raises:
+        ValueError: there is no way to find them.
     """
-    if "MASTER_ADDR" in os.environ or not {"PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(os.environ):
+    if {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         return
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == str(process.world):
+        host, port = _first_host_of_step(), 10000 + (31 * _number("SLURM_JOB_ID") + _number("SLURM_STEP_ID")) % 20000
+    elif {"PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(os.environ):
+        host, port = _first_host_of_mpi(process)
+    else:
+        raise ValueError(f"{process.world} processes need a place to meet: set MASTER_ADDR and MASTER_PORT for all of them")
+    os.environ.setdefault("MASTER_ADDR", host)
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def _first_host_of_step() -> str:
+    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")  # such as gpu[001-004,7]-a,other
+    name = re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo(name, None)
+        return name
+    command = ["scontrol", "show", "node", name]
+    with contextlib.suppress(OSError):  # a node's name need not be its host's; scontrol may be missing in a container
+        address = re.search(r"NodeAddr=(\S+)", subprocess.run(command, check=False, capture_output=True, text=True).stdout)
+        if address:
+            return address[1]
+    raise ValueError(
+        f"SLURM's first node of this step ({name or 'SLURM_STEP_NODELIST is not set'}) has no address here; set MASTER_ADDR "
+        "and MASTER_PORT for all processes"
+    )
+
+
+def _first_host_of_mpi(process: Process) -> tuple[str, int]:
     from mpi4py import MPI  # here, as it starts MPI and needs its library
 
+    if MPI.COMM_WORLD.size != process.world:
+        raise ValueError(
+            f"the launcher started {process.world} processes, but MPI here knows of {MPI.COMM_WORLD.size}: they are of "
+            "different kinds; set MASTER_ADDR and MASTER_PORT for all processes"
+        )
     found = None
-    if MPI.COMM_WORLD.rank == 0:
+    if process.main:
         with socket.socket() as probe:
             probe.bind(("", 0))
-            found = socket.gethostname(), str(probe.getsockname()[1])
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = MPI.COMM_WORLD.bcast(found)
+            found = socket.gethostname(), probe.getsockname()[1]
+    return MPI.COMM_WORLD.bcast(found)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sag import storage
 from sag.checkpoints import load_weights
 from sag.diffusion import DDIM, Denoiser, sample
-from sag.distributed import Process, meet_by_mpi
+from sag.distributed import Process, set_meeting_place
 from sag.models import UNet
 from sag.noise import SampleNoise
 from sag.storage import ImageSource
@@ -91,14 +91,14 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
 
 
 def join(process: Process, device: torch.device) -> None:
-    """Meet the other processes; under mpiexec, MPI tells all of them where.
+    """Meet the other processes.
 
     Raises:
-        ValueError: they did not come within `MEETING`.
+        ValueError: there is no place to meet, or they did not come within `MEETING`.
     """
     if process.world == 1:
         return
-    meet_by_mpi()
+    set_meeting_place(process)
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, rank=process.rank, world_size=process.world, timeout=MEETING)
