@@ -101,7 +101,7 @@ def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: s
         )
     if not (np.isfinite(m).all() and np.isfinite(c).all()):
         raise ValueError(f"{path}: {mean} or {covariance} holds values that are not finite")
-    return Statistics(m.astype(np.float64), c.astype(np.float64), count)
+    return Statistics(m.astype(np.float64), c.astype(np.float64), count, f"{path} ({mean}, {covariance})")
 
 
 def write_reference(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from evaluations.batches import open_batch
 from evaluations.frechet import Moments, Statistics, frechet_distance
 
 
@@ -37,9 +38,84 @@ def test_fewer_images_than_dimensions_equal_the_svd_truth(n, m):
 
 
 @pytest.mark.parametrize("count", [2, 50, 1000])
-def test_the_distance_to_itself_is_nothing(count):
+def test_the_distance_to_itself_is_nothing_and_never_less(count):
     s = statistics(features(3, count, 200, mean=10))
-    assert abs(frechet_distance(s, s)) < 1e-9
+    assert 0 <= frechet_distance(s, s) < 1e-9
+
+
+def random_orthogonal(dim):
+    return np.linalg.qr(np.random.default_rng(5).standard_normal((dim, dim)))[0]
+
+
+def with_eigenvalues(values):
+    q = random_orthogonal(len(values))
+    covariance = q * np.asarray(values, float) @ q.T
+    return (covariance + covariance.T) / 2
+
+
+IMPOSSIBLE = {
+    "a negative variance": (np.diag([1.0, 1, -3]), r"is not positive semidefinite: its eigenvalues reach from -3 to 1"),
+    "no variance": (np.array([[0.0, 1], [1, 0]]), "is not positive semidefinite: its eigenvalues reach from -1 to 1"),
+    "all negative": (-np.eye(3), "is not positive semidefinite: its eigenvalues reach from -1 to -1"),
+    "one dimension": (np.array([[-2.0]]), "is not positive semidefinite"),
+    "a correlation beyond 1": (
+        np.array([[1.0, 2], [2, 1]]),
+        "is not positive semidefinite: .* from -1 to 3",
+    ),
+    "one of many": (with_eigenvalues([*np.linspace(0.1, 5, 299), -0.01]), "is not positive semidefinite: .* from -0.01 to 5"),
+    "few dimensions": (
+        with_eigenvalues([0.0] * 250 + [1.0] * 49 + [-1e-3]),
+        "is not positive semidefinite: .* from -0.001 to",
+    ),
+    "not symmetric": (np.array([[1.0, 0.5], [0.4, 1]]), r"is not symmetric: entries mirrored .* differ by up to 0\.1"),
+    "far off the diagonal": (np.eye(300) + 0.1 * np.eye(300, k=299), "is not symmetric"),
+    "infinite": (np.array([[1.0, 0], [0, np.inf]]), "holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+@pytest.mark.parametrize("other", [1, 3])
+def test_the_covariance_of_no_data_is_refused(case, other):
+    covariance, message = IMPOSSIBLE[case]
+    bad = Statistics(np.zeros(len(covariance)), covariance)
+    good = Statistics(np.zeros(len(covariance)), other * np.eye(len(covariance)))
+    for pair in ((bad, good), (good, bad), (bad, bad)):
+        with pytest.raises(ValueError, match=f"^a covariance {message}"):
+            frechet_distance(*pair)
+    named = Statistics(bad.mean, bad.covariance, source="reference.npz (mu, sigma)")
+    with pytest.raises(ValueError, match=rf"^the covariance in reference\.npz \(mu, sigma\) {message}"):
+        frechet_distance(good, named)
+
+
+def test_the_file_of_impossible_statistics_is_named(tmp_path):
+    for name, last in {"good": 1.0, "bad": -60.0}.items():
+        np.savez(tmp_path / f"{name}.npz", mu=np.zeros(3), sigma=np.diag([1.0, 2.0, last]))
+    good, bad = (open_batch(tmp_path / f"{name}.npz").pool for name in ("good", "bad"))
+    with pytest.raises(ValueError, match=rf"the covariance in {tmp_path}/bad\.npz \(mu, sigma\) is not positive semidefinite"):
+        frechet_distance(bad, good)
+
+
+@pytest.mark.parametrize("count", [60, 250, 5000])
+def test_statistics_that_were_stored_in_float32_are_taken(count):
+    x, y = features(0, count, 200), features(1, 900, 200)
+    truth = frechet_distance(statistics(x), statistics(y))
+    rounded = Statistics(x.mean(0), np.cov(x, rowvar=False).astype(np.float32).astype(np.float64))
+    computed = Statistics(x.mean(0), np.cov(x.astype(np.float32), rowvar=False, dtype=np.float32).astype(np.float64))
+    for s in (rounded, computed):
+        assert frechet_distance(s, statistics(y)) == pytest.approx(truth, rel=2e-3)
+        assert 0 <= frechet_distance(s, s) < 1e-3 * truth
+
+
+def test_other_shapes_and_values_are_named():
+    good = Statistics(np.zeros(3), np.eye(3))
+    for bad, message in [
+        (Statistics(np.zeros(3), np.eye(4)), r"a mean has shape \(3,\) and its covariance \(4, 4\)"),
+        (Statistics(np.zeros((1, 3)), np.eye(3)), r"a mean has shape \(1, 3\) and its covariance \(3, 3\)"),
+        (Statistics(np.zeros(0), np.zeros((0, 0))), r"a mean has shape \(0,\)"),
+        (Statistics(np.array([0, np.nan, 0]), np.eye(3)), "a mean holds values that are not finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            frechet_distance(bad, good)
 
 
 def test_closed_forms():
