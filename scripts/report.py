@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,32 @@ def as_csv(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(name for found in runs for name in found.metrics))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", "seed", "num_samples", *names, "seconds", "commit", "device", "error"])
+    writer.writerow(["table", "row", "seed", "num_samples", *names, "seconds", "commit", "device", "extractor", "error"])
     for found in runs:
         metrics = [f"{found.metrics[name]:.6g}" if name in found.metrics else "" for name in names]
-        made = [found.record.get("commit"), found.record.get("device"), found.error]
+        made = [found.record.get("commit"), found.record.get("device"), found.scoring.get("extractor"), found.error]
         writer.writerow([found.table, found.row, found.seed, found.num_samples, *metrics, found.seconds, *made])
     return text.getvalue()
 
 
 def base_of(found: Mapping[str, Sequence[Line]], table: Sequence[Line]) -> Line | None:
-    """The row without guidance to draw a table against: its own, or that of another table of as many samples."""
+    """The row without guidance to draw a table against: its own, or that of another table whose scores compare with its own."""
+    own = tables.basis(table[0].runs[0])
     lines = [*table, *(line for other in found.values() for line in other)]
-    return next((line for line in lines if line.row == tables.BASE and line.num_samples == table[0].num_samples), None)
+    return next((line for line in lines if line.row == tables.BASE and tables.basis(line.runs[0]) == own), None)
+
+
+def file_names(titles: Iterable[str]) -> dict[str, str]:
+    """A name for the plot of each title: letters that any file system takes, and no name twice, small letters or capitals."""
+    names: dict[str, str] = {}
+    for title in titles:
+        name = plain = re.sub(r"[^\w.,() -]+", "_", title).strip(". ") or "table"
+        taken = {other.lower() for other in names.values()}
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{plain}-{number}", number + 1
+        names[title] = name
+    return names
 
 
 def main(cfg: DictConfig) -> None:
@@ -99,8 +114,8 @@ def main(cfg: DictConfig) -> None:
     storage.claim_files(folder, settings, [*texts, *(f"{name}.png" for name in found)])
     for name, text in texts.items():
         folder.write(name, text.encode())
-    for name, table in found.items():
-        tables.draw(table, base_of(found, table), folder.path / f"{name}.png")
+    for title, name in file_names(found).items():
+        tables.draw(found[title], base_of(found, found[title]), folder.path / f"{name}.png")
     print(f"wrote {cfg.out}/report.html, {', '.join(list(texts)[:3])} and a plot of each table")
 
 

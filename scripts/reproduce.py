@@ -86,8 +86,9 @@ def main(cfg: DictConfig) -> None:
                 storage.remove_own_files(folder, key, (name for name in folder.names() if name.startswith("samples_")))
     if main_process:
         asked = {(row.key, row.table, row.name) for row in rows}
-        (table,) = tables.lines(found for found in results.runs() if (found.key, found.table, found.row) in asked).values()
-        print(f"\n{tables.markdown(table)}\nwrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
+        for title, table in tables.lines(f for f in results.runs() if (f.key, f.table, f.row) in asked).items():
+            print(f"\n{title}\n\n{tables.markdown(table)}")
+        print(f"wrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
 
 
 if __name__ == "__main__":

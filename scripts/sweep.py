@@ -85,9 +85,8 @@ class Summary(Callback):
         if not Process.current().main:
             return
         own = [found for found in Results(Path(config.results)).runs() if found.table == config.name]
-        own = [found for found in own if found.num_samples == config.num_samples]
-        for table in tables.lines(own).values():
-            print(f"\n{tables.markdown(table)}")
+        for title, table in tables.lines(own).items():
+            print(f"\n{title}\n\n{tables.markdown(table)}")
         failed = [found for found in own if found.error is not None and found.time >= self.begin]
         print(f"results are in {config.results}; scripts/report.py makes tables, plots and a page of them", flush=True)
         if failed:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,23 @@ from sag import storage
 
 matplotlib.use("agg")
 BASE = "no guidance"  # the row that the others of a plot are compared with
+
+
+class Basis(NamedTuple):
+    """What scores that stand beside each other must share."""
+
+    num_samples: int
+    extractor: str
+    reference: str
+
+    def words(self) -> tuple[str, ...]:
+        """Each field as a title says it."""
+        return f"{self.num_samples} samples", f"extractor {self.extractor}", f"reference {self.reference[:8] or 'unknown'}"
+
+
+def basis(run: Run) -> Basis:
+    """That of a scored run."""
+    return Basis(run.num_samples, run.scoring["extractor"], run.scoring.get("reference", ""))
 
 
 @dataclass(frozen=True)
@@ -54,29 +72,31 @@ class Line:
 
 
 def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
-    """The scored runs by table and row, in the order of the table's config, else that in which rows were first added.
+    """The scored runs by title and row; failed ones are left out.
 
-    Failed ones are left out.
+    Scores compare only if N, extractor and reference are the same. A table with runs of several kinds is therefore split, and
+    the titles of its parts say in what they differ: "sweep (2000 samples)", "sweep (500 samples)".
 
-    Raises:
-        ValueError: a table with runs of different N or extractors, whose scores cannot stand beside each other.
+    Args:
+        runs: of any tables.
+
+    Returns:
+        The rows of each table, in the order of the table's config, else that in which they were first added.
     """
-    found: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, dict[Basis, dict[str, list[Run]]]] = {}
     for run in runs:
         if run.error is None:
-            found.setdefault(run.table, {}).setdefault(run.row, []).append(run)
-    for table, rows in found.items():
-        own = [run for row in rows.values() for run in row]
-        for what, values in (
-            ("N", {run.num_samples for run in own}),
-            ("extractors", {run.scoring["extractor"] for run in own}),
-        ):
-            if len(values) > 1:
-                raise ValueError(
-                    f"table {table} mixes runs of different {what} ({', '.join(map(str, sorted(values)))}), which cannot stand "
-                    "beside each other; choose with num_samples= or give them different results="
-                )
-    return {table: [Line(row, rows[row]) for row in _ordered(table, rows)] for table, rows in found.items()}
+            found.setdefault(run.table, {}).setdefault(basis(run), {}).setdefault(run.row, []).append(run)
+    parts: dict[str, list[Line]] = {}
+    for table, kinds in found.items():
+        several = [len({getattr(kind, field) for kind in kinds}) > 1 for field in Basis._fields]
+        for kind, rows in kinds.items():
+            differing = ", ".join(text for text, differs in zip(kind.words(), several, strict=True) if differs)
+            title = f"{table} ({differing})" if differing else table
+            while title in parts:  # a table may be called as part of another
+                title += "'"
+            parts[title] = [Line(row, rows[row]) for row in _ordered(table, rows)]
+    return parts
 
 
 def _ordered(table: str, rows: Iterable[str]) -> list[str]:

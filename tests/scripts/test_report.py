@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import report
+import tables
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -120,12 +121,48 @@ def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
     assert not (tmp_path / "report").exists()
 
 
-def test_runs_of_another_n_or_extractor_are_not_mixed(script, runs, tmp_path):
+def test_runs_of_another_n_extractor_or_reference_are_tables_of_their_own(script, runs, tmp_path):
     store = Results(tmp_path / "results.sqlite")
-    store.add(replace(runs[2], key="other", num_samples=20))
-    with pytest.raises(SystemExit, match=r"table scale mixes runs of different N \(10, 20\)"):
-        script()
-    script("num_samples=10")
-    store.add(replace(runs[2], key="third", scoring={"extractor": "f"}))
-    with pytest.raises(SystemExit, match=r"table scale mixes runs of different extractors \(e, f\)"):
-        script("num_samples=10")
+    store.add(replace(runs[2], key="other", num_samples=20, metrics={"fid": 7.0}))
+    store.add(replace(runs[0], key="base", num_samples=20, metrics={"fid": 8.0}, published={}))
+    script()
+    text = (tmp_path / "report/tables.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## scale (10 samples)", "## scale (20 samples)"]
+    first, second = text.split("## scale (20 samples)")
+    assert "| SAG 0.1 | 1 | 1.500 |" in first
+    assert "| SAG 0.1 | 1 | 7.000 |" in second
+    assert "| 20 samples |" in second
+    assert "<h2>scale (20 samples)</h2>" in (tmp_path / "report/report.html").read_text()
+    assert "% scale (10 samples)" in (tmp_path / "report/tables.tex").read_text()
+    assert {path.name for path in tmp_path.glob("report/*.png")} == {"scale (10 samples).png", "scale (20 samples).png"}
+    script("num_samples=10", f"out={tmp_path / 'ten'}")
+    assert {path.name for path in tmp_path.glob("ten/*.png")} == {"scale.png"}
+    store.add(replace(runs[2], key="third", scoring={"extractor": "f/nhwc"}, metrics={"fid": 9.0}))
+    store.add(replace(runs[2], key="fourth", scoring={"extractor": "e", "reference": "0123456789"}, metrics={"fid": 9.5}))
+    script("num_samples=10", f"out={tmp_path / 'more'}")
+    titles = [line[3:] for line in (tmp_path / "more/tables.md").read_text().splitlines() if line.startswith("## ")]
+    assert titles == [
+        "scale (extractor e, reference unknown)",
+        "scale (extractor f/nhwc, reference unknown)",
+        "scale (extractor e, reference 01234567)",
+    ]
+    assert len(list(tmp_path.glob("more/*.png"))) == 3
+
+
+def test_a_plot_is_drawn_against_the_base_of_its_own_kind(runs):
+    other = [replace(run, key=run.key + "20", num_samples=20) for run in runs if run.error is None]
+    elsewhere = [replace(run, key=run.key + "f", table="t", scoring={"extractor": "f"}) for run in runs[2:3]]
+    found = tables.lines([*runs, *other, *elsewhere])
+    assert [report.base_of(found, table) for table in found.values()] == [found["scale (10 samples)"][0],
+                                                                         found["scale (20 samples)"][0], None]  # fmt: skip
+
+
+def test_names_of_plots_never_collide():
+    titles = ["a/b", "a_b", "A_B", "a:b", "..", "", "scale (20 samples)"]
+    names = report.file_names(titles)
+    assert list(names.values()) == ["a_b", "a_b-2", "A_B-3", "a_b-4", "table", "table-2", "scale (20 samples)"]
+
+
+def test_a_table_that_is_called_as_part_of_another_stays_apart(runs):
+    mixed = [runs[0], replace(runs[0], key="b", num_samples=20), replace(runs[0], key="c", table="scale (20 samples)")]
+    assert list(tables.lines(mixed)) == ["scale (10 samples)", "scale (20 samples)", "scale (20 samples)'"]
