@@ -391,7 +391,7 @@ def _read_state(path: Path) -> tuple[int, str | None, set[str]]:
         valid = type(step) is int and step >= 0 and isinstance(data, str | None)
         if "files" in facts:
             files = {str(name) for name in facts["files"]}
-        else:  # written before 0.2, which kept no names
+        else:  # written by an earlier version, which kept no names
             names = {file.name for file in path.parent.iterdir()}
             files = {name for name in names if _step_of(name) == step} | names & {LOG}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
