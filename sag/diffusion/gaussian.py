@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sag.diffusion.schedule import Schedule, Table
-from sag.models.flags import DIFFUSION_FLAGS, Flags, read_flags
+from sag.models.flags import Flags, read_diffusion_flags
 
 Index = int | Tensor
 """A step of the (respaced) schedule: one number for all, or (N,) int64, one for each image."""
@@ -42,17 +42,11 @@ class GaussianDiffusion:
     @classmethod
     def from_flags(cls, flags: Flags) -> "GaussianDiffusion":
         """Build from the diffusion flags of guided-diffusion and improved-diffusion, with their defaults."""
-        f = read_flags(flags, DIFFUSION_FLAGS)
-        schedules = {"linear": Schedule.linear, "cosine": Schedule.cosine}
-        if f["noise_schedule"] not in schedules:
-            raise ValueError(f"unknown noise_schedule {f['noise_schedule']!r}; expected linear or cosine")
-        diffusion = cls(
-            schedule=schedules[f["noise_schedule"]](f["diffusion_steps"], f["rescale_timesteps"]),
-            variance="learned_range" if f["learn_sigma"] else "fixed_small" if f["sigma_small"] else "fixed_large",
-            prediction="x_0" if f["predict_xstart"] else "eps",
-            clip_denoised=f["clip_denoised"],
-        )
-        return diffusion.respace(f["timestep_respacing"]) if f["timestep_respacing"] else diffusion
+        arguments = read_diffusion_flags(flags)
+        schedule = {"linear": Schedule.linear, "cosine": Schedule.cosine}[arguments.pop("schedule")]
+        steps, rescale, respacing = (arguments.pop(key) for key in ("steps", "rescale_timesteps", "respacing"))
+        diffusion = cls(schedule(steps, rescale), **arguments)
+        return diffusion.respace(respacing) if respacing else diffusion
 
     def respace(self, steps: int | str) -> "GaussianDiffusion":
         """The same diffusion on fewer steps (see `Schedule.respace`)."""

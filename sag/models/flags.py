@@ -4,6 +4,7 @@ Flag names and defaults are facts of those programs; people have them in their s
 """
 
 import difflib
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -48,18 +49,10 @@ CLASSIFIER_FLAGS: dict[str, Any] = {
 # Flags that say nothing about a network or its diffusion: training, precision, and how a program is run.
 OTHER_FLAGS = frozenset(
     [
-        "use_kl",
-        "rescale_learned_sigmas",
-        "use_checkpoint",
-        "use_fp16",
-        "classifier_use_fp16",
-        "batch_size",
-        "num_samples",
-        "use_ddim",
-        "model_path",
-        "classifier_path",
-        "classifier_scale",
-        "base_samples",
+        *["use_kl", "rescale_learned_sigmas", "use_checkpoint", "use_fp16", "classifier_use_fp16"],
+        *["batch_size", "num_samples", "use_ddim", "model_path", "classifier_path", "classifier_scale", "base_samples"],
+        *["data_dir", "schedule_sampler", "lr", "weight_decay", "lr_anneal_steps", "microbatch", "ema_rate", "log_interval"],
+        *["save_interval", "resume_checkpoint", "fp16_scale_growth"],
     ]
 )
 CHANNEL_MULT = {  # by image size; the last is improved-diffusion's
@@ -76,27 +69,74 @@ Flags = Mapping[str, object] | str
 """Flags by name, or as one line of a shell script ("--image_size 64 --class_cond True")."""
 
 
+def split_flags(flags: Flags) -> dict[str, object]:
+    """The flags that are given, by name.
+
+    A line may be as it stands in a shell script: with line breaks, each after a backslash, as `--name=value`, in quotes of its
+    own, or as an assignment to a variable. As in the original programs, the last value of a flag counts.
+
+    Args:
+        flags: flags by name, or as one line.
+
+    Returns:
+        The values as given; those of a line are text.
+
+    Raises:
+        ValueError: a line that is not made of flags with values.
+    """
+    if not isinstance(flags, str):
+        return dict(flags)
+    try:
+        words = _words(re.sub(r"\\[ \t]*(\r?\n|\Z)", " ", flags))
+    except ValueError as error:
+        raise ValueError(f"the flags cannot be read ({str(error).lower()}): {flags!r}") from error
+    given: dict[str, object] = {}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"flags must come as '--name value' pairs, but {name!r} belongs to no flag{_hint(name)}")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ValueError(
+                    f"flags must come as '--name value' pairs, but {name} has no value; write {name} True, or a number"
+                )
+            value = words.pop(0)
+        given[name[2:]] = value
+    return given
+
+
+def _words(line: str) -> list[str]:
+    words: list[str] = []
+    for word in shlex.split(line):
+        inner = re.sub(r"^(\w+=)?\s*", "", word)  # MODEL_FLAGS="--image_size 64 ..."
+        whole_line = inner.startswith("--") and (inner != word or " --" in " ".join(inner.split()))
+        words += _words(inner) if whole_line else [word]
+    return words
+
+
+def _hint(word: str) -> str:
+    if word.startswith("$"):
+        return "; the shell puts the value of a variable into double quotes only"
+    if word.startswith(("\N{EN DASH}", "\N{EM DASH}")):
+        return f"; write --{word[1:]}, with two hyphens"
+    if re.fullmatch(r"[\d.]+,?", word):
+        return "; write lists of numbers without spaces, as 32,16,8"
+    return ""
+
+
 def read_flags(flags: Flags, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Fill `defaults` from `flags`, converting text ("True", "0.1", "32") to the type of the default.
 
     Raises:
         ValueError: an unknown flag name (with the nearest known one), or text that is not of the flag's type.
     """
-    given = _split_line(flags) if isinstance(flags, str) else flags
+    given = split_flags(flags)
     known = {*NETWORK_FLAGS, *DIFFUSION_FLAGS, *CLASSIFIER_FLAGS, *OTHER_FLAGS}
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"unknown flag {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return {name: _convert(name, given[name], default) if name in given else default for name, default in defaults.items()}
-
-
-def _split_line(line: str) -> dict[str, object]:
-    words = [part for word in shlex.split(line) for part in word.split("=", 1)]
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise ValueError(f"flags must come as '--name value' pairs, got {line!r}")
-    return {name[2:]: value for name, value in zip(names, values, strict=True)}
 
 
 def _convert(name: str, value: object, default: Any) -> Any:
@@ -130,10 +170,28 @@ def _positive(number: int) -> int | None:
     return None if number == -1 else number
 
 
-def read_unet_flags(flags: Flags, upsampling: bool) -> dict[str, Any]:
+def is_upsampler(flags: Flags) -> bool:
+    """Whether the flags are those of an upsampler, which has large_size and small_size in place of image_size.
+
+    Raises:
+        ValueError: one of the two sizes without the other, or what `read_flags` raises.
+    """
+    f = read_flags(flags, NETWORK_FLAGS)
+    if f["large_size"] is None and f["small_size"] is not None:
+        raise ValueError("the flag small_size is that of an upsampler, which needs the flag large_size as well")
+    return f["large_size"] is not None
+
+
+def read_unet_flags(
+    flags: Flags, upsampling: bool, image_channels: int = 3, num_classes: int = IMAGENET_CLASSES
+) -> dict[str, Any]:
     """Constructor arguments of `UNet`, or of `UpsamplingUNet`, whose flags have large_size in place of image_size.
 
-    guided-diffusion's networks have 3 image channels and 1000 classes.
+    Args:
+        flags: see `Flags`.
+        upsampling: whether the network is an `UpsamplingUNet`.
+        image_channels: of one image; the programs have 3 in their code.
+        num_classes: of a network with class_cond; the programs have 1000 in their code.
 
     Raises:
         ValueError: the flags of the other kind of network, or what `read_flags` raises.
@@ -144,16 +202,19 @@ def read_unet_flags(flags: Flags, upsampling: bool) -> dict[str, Any]:
         raise ValueError(
             f"flags {'without' if upsampling else 'with'} large_size are those of {fitting}; use {fitting}.from_flags"
         )
+    for name in ("image_size", "large_size", "num_channels", "num_res_blocks", "num_heads"):
+        if f[name] is not None and f[name] < 1:
+            raise ValueError(f"flag {name} must be at least 1, got {f[name]}")
     size = f["large_size"] if upsampling else f["image_size"]
     return {
         "image_size": size,
-        "in_channels": 6 if upsampling else 3,
+        "in_channels": image_channels * (2 if upsampling else 1),
         "model_channels": f["num_channels"],
-        "out_channels": 6 if f["learn_sigma"] else 3,
+        "out_channels": image_channels * (2 if f["learn_sigma"] else 1),
         "num_res_blocks": f["num_res_blocks"],
         "attention_resolutions": _numbers("attention_resolutions", f["attention_resolutions"]),
         "channel_mult": _channel_mult(f["channel_mult"], size, UPSAMPLER_CHANNEL_MULT if upsampling else CHANNEL_MULT),
-        "num_classes": IMAGENET_CLASSES if f["class_cond"] else None,
+        "num_classes": num_classes if f["class_cond"] else None,
         "dropout": f["dropout"],
         "num_heads": f["num_heads"],
         "num_heads_upsample": _positive(f["num_heads_upsample"]),
@@ -161,6 +222,30 @@ def read_unet_flags(flags: Flags, upsampling: bool) -> dict[str, Any]:
         "use_scale_shift_norm": f["use_scale_shift_norm"],
         "resblock_updown": f["resblock_updown"],
         "use_new_attention_order": f["use_new_attention_order"],
+    }
+
+
+def read_diffusion_flags(flags: Flags) -> dict[str, Any]:
+    """What the flags say of a `GaussianDiffusion`.
+
+    Returns:
+        schedule ("linear" or "cosine"), steps, rescale_timesteps, variance, prediction and clip_denoised, as the constructors
+        name them, and respacing, "" for none.
+
+    Raises:
+        ValueError: an unknown schedule, or what `read_flags` raises.
+    """
+    f = read_flags(flags, DIFFUSION_FLAGS)
+    if f["noise_schedule"] not in ("linear", "cosine"):
+        raise ValueError(f"unknown noise_schedule {f['noise_schedule']!r}; expected linear or cosine")
+    return {
+        "schedule": f["noise_schedule"],
+        "steps": f["diffusion_steps"],
+        "rescale_timesteps": f["rescale_timesteps"],
+        "variance": "learned_range" if f["learn_sigma"] else "fixed_small" if f["sigma_small"] else "fixed_large",
+        "prediction": "x_0" if f["predict_xstart"] else "eps",
+        "clip_denoised": f["clip_denoised"],
+        "respacing": str(f["timestep_respacing"]),
     }
 
 

@@ -130,10 +130,24 @@ def test_labels_and_sizes_are_checked():
         small_unet(num_head_channels=24)
 
 
-def test_flags_may_come_as_a_line_of_a_shell_script():
-    line = (
-        "--image_size 64 --num_channels=32 --num_res_blocks 1 --channel_mult 1,2 --attention_resolutions 32 --learn_sigma True"
-    )
+LINE = "--image_size 64 --num_channels=32 --num_res_blocks 1 --channel_mult 1,2 --attention_resolutions 32 --learn_sigma True"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        LINE,
+        LINE.replace(" --", " \\\n  --"),
+        LINE.replace(" --", " \\ \r\n --") + " \\",
+        f"'{LINE}'",
+        f'MODEL_FLAGS="{LINE}"',
+        f'MODEL_FLAGS="{LINE[:15]}" DIFFUSION_FLAGS="{LINE[15:]}"',
+        LINE.replace("1,2", "'1,2'"),
+        LINE + " --lr 1e-4 --model_path 'models/a=b c.pt' --num_heads_upsample -1",
+        "--image_size 32 " + LINE.replace("--image_size", "--num_channels 8 --image_size"),  # the last one counts
+    ],
+)
+def test_flags_may_come_as_a_line_of_a_shell_script(line):
     with torch.device("meta"):
         assert shapes(UNet.from_flags(line)) == UNETS["unet_plain"]["keys"]
 
@@ -145,7 +159,13 @@ def test_flags_may_come_as_a_line_of_a_shell_script():
         ({"image_size": 48}, "no default channel_mult"),
         ({"class_cond": "maybe"}, "class_cond must be True or False, got 'maybe'"),
         ({"attention_resolutions": "a,b"}, "numbers separated by commas"),
-        ("--image_size", "'--name value' pairs"),
+        ("--image_size", "'--name value' pairs, but --image_size has no value"),
+        ("--class_cond --image_size 64", "--class_cond has no value; write --class_cond True"),
+        ("python image_sample.py --image_size 64", "'python' belongs to no flag"),
+        ("$MODEL_FLAGS", r"'\$MODEL_FLAGS' belongs to no flag; the shell puts the value of a variable"),
+        ("\N{EN DASH}image_size 64", "write --image_size, with two hyphens"),
+        ("--attention_resolutions 32, 16", "write lists of numbers without spaces, as 32,16,8"),
+        ("--image_size '64", r"cannot be read \(no closing quotation\)"),
         ({"large_size": 64, "small_size": 16}, "with large_size are those of UpsamplingUNet; use UpsamplingUNet.from_flags"),
     ],
 )
