@@ -3,10 +3,8 @@
 import contextlib
 import ctypes
 import dataclasses
-import difflib
 import functools
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -18,9 +16,14 @@ import blobfile
 import hydra
 import numpy as np
 import torch
-from hydra.errors import HydraException, InstantiationException
+from arguments import read_arguments, read_overrides
+from checks import check_settings, check_targets
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from messages import CONFIGS, check_choices, choices, explain, missing, sentence, unknown_choice, unknown_keys
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -32,7 +35,6 @@ from sag.models import Classifier, UNet
 from sag.storage import CacheError, Folder
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USER_ERRORS = (
     HydraException,
@@ -48,7 +50,12 @@ USER_ERRORS = (
 def run(main: Callable[[DictConfig], float | None], config_name: str, schema: type) -> None:
     """Compose `config_name` with the command line and call `main`; an error becomes one sentence on stderr and exit code 1.
 
-    schema: a dataclass of the keys that `main` knows. With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
+
+    Args:
+        main: the program.
+        config_name: of a file in configs/.
+        schema: a dataclass of the keys that `main` knows.
     """
     _keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not the line of code that gave it
@@ -57,14 +64,73 @@ def run(main: Callable[[DictConfig], float | None], config_name: str, schema: ty
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 
+    def settled(cfg: DictConfig) -> float | None:
+        notes = _settle(cfg, config_name, schema, HydraConfig.get())
+        if Process.current().main:
+            for note in notes:
+                print(f"note      {note}", flush=True)
+        return main(cfg)
+
     @functools.wraps(main)
     def job(cfg: DictConfig) -> float | None:
-        unknown = set(cfg) - {field.name for field in dataclasses.fields(schema)}
-        if unknown:
-            sys.exit(f"error: unknown config key {', '.join(sorted(map(repr, unknown)))}; --cfg job lists all keys")
-        return _report(lambda: main(cfg), full)
+        return _report(lambda: settled(cfg), full)
 
-    _report(hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job), full)
+    def start() -> float | None:
+        sys.argv[1:] = overrides = read_arguments(sys.argv[1:], schema)
+        check_choices(overrides)
+        try:
+            result: float | None = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+            return result
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error, config_name, schema, overrides)) from error
+
+    _report(start, full)
+
+
+def composed(config_name: str, overrides: Sequence[str], schema: type) -> DictConfig:
+    """What `run` hands to a program, for overrides that come from elsewhere than its command line.
+
+    Args:
+        config_name: of a file in configs/.
+        overrides: as on the command line of the program.
+        schema: a dataclass of its keys.
+
+    Raises:
+        ValueError: overrides that cannot be read or do not fit.
+    """
+    readable = read_overrides(overrides, schema)
+    check_choices(readable)
+    try:
+        cfg = compose(config_name, readable, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, config_name, schema, readable)) from error
+    of_hydra = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    _settle(cfg, config_name, schema, of_hydra)
+    return cfg
+
+
+def _settle(cfg: DictConfig, config_name: str, schema: type, of_hydra: Any) -> list[str]:
+    """Check a composed config, and make its model what a program takes it for; returns what a user should know."""
+    overrides: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    names = of_hydra.runtime.choices
+    known = [field.name for field in dataclasses.fields(schema)]
+    unknown = [str(key) for key in cfg if key not in known]
+    if unknown:
+        raise ValueError(unknown_keys(unknown, config_name, overrides))
+    removed = [key for key in known if key not in list(cfg)]
+    if removed:
+        raise ValueError(f"~{removed[0]} removes a key that the program needs")
+    if cfg.get("classifier") is None and any(override.startswith("classifier=") for override in overrides):
+        raise ValueError(unknown_choice("classifier", names["classifier"], choices("classifier")))
+    check_settings(cfg)
+    notes: list[str] = []
+    without = sorted(OmegaConf.missing_keys(cfg))
+    if without:
+        raise ValueError(missing(without[0], config_name, names))
+    check_targets(cfg)
+    return notes
 
 
 def _keep_memory() -> None:
@@ -84,39 +150,6 @@ def _report(call: Callable[[], float | None], full: bool) -> float | None:
         sys.exit(f"error: {sentence(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last finished batch")
-
-
-def sentence(error: BaseException) -> str:
-    """What a user is told of an error."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        if isinstance(error.__cause__, TypeError):  # an argument that the constructor does not have, or has not got
-            return " ".join(f"{error.__cause__}; see the file in configs/ for the keys there are".split())
-        return sentence(error.__cause__)
-    message = " ".join(str(error).split())
-    missing = re.search(r"Could not (?:load|find) '(\w+)/(.*?)'", message)
-    if missing:
-        group, name = missing.groups()
-        return f"unknown {group} {name!r}; expected one of {', '.join(_choices(group))}"
-    if message.startswith("Could not override '"):
-        key = message.split("'")[1]
-        return f"unknown config key {key!r}; {_nearest_key(key)}--cfg job lists all keys"
-    return message
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-
-
-def _nearest_key(key: str) -> str:
-    words = {word for file in CONFIGS.rglob("*.yaml") for word in _keys(OmegaConf.to_container(OmegaConf.load(file)))}
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], words, n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
-def _keys(node: Any) -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    return [key for name, value in node.items() for key in [str(name), *_keys(value)]]
 
 
 def check_folder(out: Folder, settings: DictConfig, free: Collection[str] = ()) -> None:
@@ -222,9 +255,11 @@ def load(node: DictConfig, device: torch.device, precision: str, compiled: bool)
     """The network of a config with `network` and `checkpoint`, its weights loaded.
 
     Raises:
-        ValueError: weights that do not fit, with the names of the configs that they do fit.
+        ValueError: no weights; weights that do not fit, with the names of the configs that they do fit.
         OSError: weights that cannot be fetched, with their size and the command that fetches them.
     """
+    if node.checkpoint is None:
+        raise ValueError(f"{node._get_full_key('checkpoint')} is missing: the file or address of the weights")
     with torch.device("meta"):
         network = instantiate(node.network, _convert_="all")
     try:
@@ -269,8 +304,11 @@ def _fitting_configs(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     fitting = []
     for group in ("model", "classifier"):
         for file in sorted((CONFIGS / group).glob("*.yaml")):
+            config = OmegaConf.load(file)
+            if "network" not in config:
+                continue
             with torch.device("meta"):
-                network = instantiate(OmegaConf.load(file).network, _convert_="all")
+                network = instantiate(config.network, _convert_="all")
             if shapes == {name: tuple(value.shape) for name, value in network.state_dict().items()}:
                 fitting.append(f"{group}={file.stem}")
     return fitting
@@ -287,9 +325,9 @@ def build_guidance(node: Mapping[str, DictConfig], load_node: Callable[[DictConf
         networks = {}
         for key, value in arguments.items():
             if value is None:
-                choices = ", ".join(_choices(str(key)))
+                names = ", ".join(choices(str(key)))
                 raise ValueError(
-                    f"guidance {name!r} needs a {key!s}, and this model comes with none; add {key!s}=... (one of {choices})"
+                    f"guidance {name!r} needs a {key!s}, and this model comes with none; add {key!s}=... (one of {names})"
                 )
             if OmegaConf.is_dict(value) and "checkpoint" in value:
                 networks[str(key)] = load_node(value)

@@ -10,8 +10,7 @@ from typing import Any
 
 import evaluate
 import sample
-from common import CONFIGS
-from hydra import compose
+from common import CONFIGS, composed
 from omegaconf import DictConfig, OmegaConf
 
 from evaluations.results import Run
@@ -44,7 +43,8 @@ class Row:
         self.cfg.out, self.cfg.device = str(out), device
         _, target = sample.produce(self.cfg)
         scores = out / f"scores-{self.key[:8]}.json"
-        cfg = compose("evaluate", _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring]))
+        scoring = _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring])
+        cfg = composed("evaluate", scoring, evaluate.EvaluateConfig)
         cfg.samples, cfg.out, cfg.device = str(out / target), str(scores), device
         evaluate.main(cfg)
         if not Process.current().main:
@@ -80,9 +80,9 @@ def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequen
     """A row from overrides of configs/sample.yaml, of which of one key the last counts.
 
     Raises:
-        HydraException: overrides that do not fit.
+        ValueError: overrides that do not fit.
     """
-    return Row(table, name, compose("sample", _last(overrides)), scoring)
+    return Row(table, name, composed("sample", _last(overrides), sample.SampleConfig), scoring)
 
 
 def _last(overrides: Sequence[str]) -> list[str]:

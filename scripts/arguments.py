@@ -1,0 +1,169 @@
+"""The words of a command line before Hydra reads them: what a shell cuts or cannot quote, in one sentence or set right."""
+
+import contextlib
+import difflib
+import io
+import re
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from sag.models.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
+
+FLAGS = "model.flags"
+TEXTS = ("checkpoint", "path", "flags", "reference", "weights", "folder")
+"""The last parts of keys that take a text as it stands."""
+
+
+def read_arguments(arguments: Sequence[str], schema: type) -> list[str]:
+    """The command line as Hydra can read it.
+
+    Options may stand anywhere. The values of keys that take a text (paths, addresses, flags) are quoted where Hydra would read
+    something else in them: a number, a list, a sign of its grammar.
+
+    Args:
+        arguments: those of a program.
+        schema: a dataclass of the keys that the program knows.
+
+    Raises:
+        ValueError: an option that does not exist, or what cannot be read.
+    """
+    parser, said = get_args_parser(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            known, others = parser.parse_known_args(arguments)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from error
+    for place, word in enumerate(arguments):
+        if word in others and word.startswith("-"):
+            following = [other for other in arguments[place + 1 : place + 2] if not other.startswith("-") and "=" not in other]
+            raise ValueError(_no_option(word, following, schema))
+    overrides = [*known.overrides, *others]
+    options = list(arguments)
+    for override in overrides:
+        options.remove(override)
+    return [*read_overrides(overrides, schema), *options]
+
+
+def read_overrides(overrides: Sequence[str], schema: type) -> list[str]:
+    """As `read_arguments`, of overrides alone."""
+    found = []
+    parser = OverridesParser.create()
+    for place, override in enumerate(overrides):
+        if override.startswith("="):
+            raise ValueError(f"{override!r} has no key; write key=value")
+        quoted = _quoted(override, schema, parser)
+        if _parsed(quoted, parser) is None:
+            raise ValueError(_unreadable(overrides, place, schema))
+        found.append(quoted)
+    return found
+
+
+def quote(text: str) -> str:
+    """`text` in quotes, as Hydra's grammar has them."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def hint_of(key: str, schema: type) -> Any:
+    """The type of a top-level key, None for any other."""
+    return typing.get_type_hints(schema).get(re.sub(r"\[.*", "", key))
+
+
+def _parsed(override: str, parser: OverridesParser) -> Override | None:
+    try:
+        return parser.parse_override(override)
+    except HydraException:
+        return None
+
+
+def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
+    """The override, its value quoted if it is a text that Hydra would not read as it stands."""
+    key, equals, value = override.partition("=")
+    plain, parsed = key.lstrip("+"), _parsed(override, parser)
+    if not equals or value == "null":
+        return override
+    hint = hint_of(plain, schema)
+    if hint in (list[str], list[str] | None) and parsed is None and re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        return f"{key}=[{','.join(map(_item, _split(value[1:-1])))}]"
+    if hint not in (str, str | None) and ("." not in plain or plain.rpartition(".")[2] not in TEXTS):
+        return override
+    if not value.strip():
+        raise ValueError(f"{override} has no value; a variable of the shell may be empty")
+    if parsed is not None and plain == FLAGS:  # commas stand between numbers there: several values are never meant
+        return override if value[0] in "'\"" else f"{key}={quote(value)}"
+    if parsed is not None and (parsed.is_sweep_override() or isinstance(parsed.value(), str)):
+        return override
+    return f"{key}={quote(value)}"
+
+
+def _split(text: str) -> list[str]:
+    """The items of a list, at the commas that stand in no brackets of their own."""
+    items, depth = [""], 0
+    for sign in text:
+        depth += (sign in "[{(") - (sign in "]})")
+        if sign == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += sign
+    return [item.strip() for item in items if item.strip()]
+
+
+def _item(text: str) -> str:
+    return text if text[0] == text[-1] and text[0] in "'\"" and len(text) > 1 else quote(text)
+
+
+def _no_option(word: str, following: Sequence[str], schema: type) -> str:
+    name, _, value = word.lstrip("-").partition("=")
+    given = value or (following[0] if following else "...")
+    keys = list(typing.get_type_hints(schema))
+    same = name.replace("-", "_")
+    first = [key for key in keys if key.startswith(name[:1])] if len(name) == 1 else difflib.get_close_matches(same, keys, n=1)
+    if same in {*NETWORK_FLAGS, *DIFFUSION_FLAGS, *CLASSIFIER_FLAGS} - {*keys}:
+        line = f'model=flags model.flags="--{name} {given} ..."'
+        return f"there is no option {word}; the flags of guided-diffusion are given as {line}"
+    if same in keys or len(first) == 1:
+        key = same if same in keys else first[0]
+        written = f"'{key}={given}'" if " " in given else f"{key}={given}"
+        return f"there is no option {word}; write {written}, without dashes"
+    return f"there is no option {word}; settings are given as key=value, without dashes, and --help lists the options"
+
+
+def _unreadable(overrides: Sequence[str], place: int, schema: type) -> str:
+    """What to do about an override that Hydra's grammar does not know."""
+    word, before, after = overrides[place], overrides[place - 1] if place else "", overrides[place + 1 : place + 2]
+    keys = typing.get_type_hints(schema)
+    key, equals, value = word.partition("=")
+    if key.strip() != key or value.startswith((" ", "=")):
+        return f"{word!r} cannot be read; write {key.strip()}={value.strip(' =')}, with one = and no spaces around it"
+    if not equals:
+        name, _, given = word.partition(":")
+        if name in keys:
+            following = [other for other in overrides[place + 1 :] if other != "="]
+            return f"{word!r} has no value; write {name}={given or (following[0] if following else '...')}"
+        if before.endswith("="):
+            return f"there is a space after {before!r}; write {before}{word}"
+        if before:
+            return (
+                f"{word!r} is not of the form key=value; if it belongs to {before!r}, quote the two together: '{before} {word}'"
+            )
+        key = next((key for key in ("samples", "out", "what") if key in keys), "key")
+        return f"{word!r} is not of the form key=value; write {key}={word}, or whatever key it belongs to"
+    if any(value.count(opened) > value.count(closed) for opened, closed in ("[]", "{}", "()")):
+        if after:
+            rest = " ".join(overrides[place:]).partition("]")
+            return f"{word!r} is cut at a space; quote the whole argument: '{rest[0]}{rest[1]}', or leave out the space"
+        return f"a bracket of {word!r} is not closed"
+    if not value.startswith("[") and hint_of(key, schema) in (list[str], list[str] | None):
+        return f"{key} takes a list; write '{key}=[{value}]'"
+    if value.startswith("["):
+        items = ",".join(_item(item) for item in _split(value.strip("[]")))
+        return f'{word!r} cannot be read; quote the items, and the whole for the shell: "{key}=[{items}]"'
+    return f'{word!r} cannot be read; quote the value, and the whole for the shell: "{key}={quote(value)}"'
