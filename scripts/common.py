@@ -25,6 +25,7 @@ from hydra.utils import instantiate
 from messages import CONFIGS, check_choices, choices, explain, missing, sentence, unknown_choice, unknown_keys
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from own_model import settle
 from yaml import YAMLError
 
 import sag
@@ -125,7 +126,9 @@ def _settle(cfg: DictConfig, config_name: str, schema: type, of_hydra: Any) -> l
     if cfg.get("classifier") is None and any(override.startswith("classifier=") for override in overrides):
         raise ValueError(unknown_choice("classifier", names["classifier"], choices("classifier")))
     check_settings(cfg)
-    notes: list[str] = []
+    if OmegaConf.is_dict(cfg.get("model")) and OmegaConf.is_missing(cfg.model, "flags"):  # what others refer to comes of them
+        raise ValueError(missing("model.flags", config_name, names))
+    notes = settle(cfg, names, overrides)
     without = sorted(OmegaConf.missing_keys(cfg))
     if without:
         raise ValueError(missing(without[0], config_name, names))

@@ -33,7 +33,7 @@ def models(what: Any) -> list[str]:
     Raises:
         ValueError: an unknown one.
     """
-    known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if OmegaConf.load(path).checkpoint is not None)
     if what == "all":
         return known
     names = [what] if isinstance(what, str) else list(what)

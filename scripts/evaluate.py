@@ -14,6 +14,7 @@ from common import CONFIGS, pick_device, provenance, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
+from own_model import reference_of
 
 import sag
 from evaluations.batches import Batch, open_batch
@@ -89,7 +90,13 @@ def find_reference(given: str | None, samples: Path) -> Path:
         ValueError: neither is there.
     """
     if given is None and (samples.parent / "config.yaml").exists():
-        given = OmegaConf.select(OmegaConf.load(samples.parent / "config.yaml"), "model.reference")
+        model = OmegaConf.select(OmegaConf.load(samples.parent / "config.yaml"), "model")
+        given = reference_of(model) if OmegaConf.is_dict(model) else None
+        if given is None and OmegaConf.is_dict(model):
+            raise ValueError(
+                f"reference= is missing, and {model.get('name')}, the model of {samples}, comes with none: give an npz or a "
+                "folder of PNGs of its data; scripts/make_reference.py makes an npz"
+            )
     if given is None:
         raise ValueError(
             f"reference= is missing, and no config beside {samples} names one: give an npz or a folder of PNGs; "

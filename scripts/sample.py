@@ -154,7 +154,7 @@ def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tupl
             f"{cfg.low_res} holds {len(images)} images, but sample {max(indices)} is asked for; set num_samples={len(images)}"
         )
     if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
-        raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of model={cfg.model.name}")
+        raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of {cfg.model.name}")
     rows = np.asarray(indices)
     return storage.SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
 

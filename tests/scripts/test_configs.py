@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from sag.checkpoints import load_checkpoint
 
-MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml") if file.stem != "flags")
 CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))
 PUBLISHED, IDDPM, OTHERS = golden("published")[0], golden("iddpm")[0], golden("classifier")[0]
 LSUN = {f"adm_lsun_{name}": PUBLISHED["lsun"] for name in ("bedroom", "cat", "horse", "horse_nodropout")}

@@ -100,11 +100,12 @@ WRONG = [  # program, arguments, parts of the sentence
         ["extractor=torchscript"],
         ["extractor.network.path is missing", "extractor=torchscript extractor.network.path="],
     ),
+    ("sample", ["model=flags"], ["model.flags is missing", 'model=flags model.flags="--image_size 64']),
     ("train", ["out=run", "task=classifier", "~classifier"], ["task.network needs classifier.network", "give classifier=..."]),
     # groups
     ("sample", ["guidance=null"], ["guidance=null is no choice; write guidance=[] for none"]),
     ("sample", ["classifier=null"], ["classifier=null is no choice", "or ~classifier for none"]),
-    ("sample", ["model=[fashion32,fashion32_weak]"], ["model=[fashion32,fashion32_weak] is no choice; model takes one name of"]),
+    ("sample", ["model=[fashion32,flags]"], ["model=[fashion32,flags] is no choice; model takes one name of"]),
     ("sample", ["~model"], ["~model is no choice; model takes one name of"]),
     ("sample", ["+model=fashion32"], ["model is chosen already; write model=..., without the +"]),
     ("sample", ["+seed=3"], ["seed is there already; write seed=3, without the +"]),

@@ -265,7 +265,7 @@ def test_an_upsampler_enlarges_the_samples_of_another_run(script, tmp_path):
     with pytest.raises(SystemExit, match="holds 3 images, but sample 4 is asked for"):
         script(*elsewhere, f"low_res={tmp_path / 'low.npz'}", "num_samples=5")
     np.savez(tmp_path / "foreign.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8), arr_1=np.array([3, 4, 2]))
-    with pytest.raises(SystemExit, match=r"has labels outside \[0, 4\), the classes of model=adm_upsample_64_256"):
+    with pytest.raises(SystemExit, match=r"has labels outside \[0, 4\), the classes of own_network"):
         script(*elsewhere, f"low_res={tmp_path / 'foreign.npz'}")
 
 
