@@ -3,11 +3,13 @@
 import contextlib
 import difflib
 import io
+import os
 import re
 import typing
 from collections.abc import Sequence
 from typing import Any
 
+from checks import SETTINGS, fits, refused
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -97,6 +99,8 @@ def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
         return override
     if not value.strip():
         raise ValueError(f"{override} has no value; a variable of the shell may be empty")
+    if value.startswith("~/"):  # which not every shell replaces behind the = of an argument
+        return f"{key}={quote(os.path.expanduser(value))}"
     if parsed is not None and plain == FLAGS:  # commas stand between numbers there: several values are never meant
         return override if value[0] in "'\"" else f"{key}={quote(value)}"
     if parsed is not None and (parsed.is_sweep_override() or isinstance(parsed.value(), str)):
@@ -157,12 +161,15 @@ def _unreadable(overrides: Sequence[str], place: int, schema: type) -> str:
         key = next((key for key in ("samples", "out", "what") if key in keys), "key")
         return f"{word!r} is not of the form key=value; write {key}={word}, or whatever key it belongs to"
     if any(value.count(opened) > value.count(closed) for opened, closed in ("[]", "{}", "()")):
-        if after:
-            rest = " ".join(overrides[place:]).partition("]")
+        rest = " ".join(overrides[place:]).partition("]")
+        if after and "".join(rest).startswith(f"{word} ") and len(rest[0]) > len(word):
             return f"{word!r} is cut at a space; quote the whole argument: '{rest[0]}{rest[1]}', or leave out the space"
         return f"a bracket of {word!r} is not closed"
     if not value.startswith("[") and hint_of(key, schema) in (list[str], list[str] | None):
         return f"{key} takes a list; write '{key}=[{value}]'"
+    hint = SETTINGS.get(key, hint_of(key, schema))
+    if hint is not None and not fits("", hint) and not value.startswith(("[", "{")):
+        return refused(key, hint, repr(value))
     if value.startswith("["):
         items = ",".join(_item(item) for item in _split(value.strip("[]")))
         return f'{word!r} cannot be read; quote the items, and the whole for the shell: "{key}=[{items}]"'

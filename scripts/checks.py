@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {  # the keys whose types neither a schema nor a cons
     "sampler": Mapping,
     "settings": Mapping,
     "task": Mapping,
+    "task.objective": Mapping,
     "data": Mapping,
     "table": Mapping,
     "extractor": Mapping | None,

@@ -200,10 +200,10 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raise a ValueError for an override that gives a config group no name at all, which Hydra does not explain."""
+    """Raise a ValueError for an override that gives a config group no name, which Hydra does not explain."""
     for override in overrides:
         group, equals, value = override.partition("=")
-        if (CONFIGS / group).is_dir() and equals and value in ("", "null"):
+        if (CONFIGS / group).is_dir() and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
             raise ValueError(_names_wanted(override))
 
 

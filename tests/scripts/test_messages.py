@@ -104,6 +104,7 @@ WRONG = [  # program, arguments, parts of the sentence
     ("train", ["out=run", "task=classifier", "~classifier"], ["task.network needs classifier.network", "give classifier=..."]),
     # groups
     ("sample", ["guidance=null"], ["guidance=null is no choice; write guidance=[] for none"]),
+    ("sample", ["model=3"], ["model=3 is no choice; model takes one name of"]),
     ("sample", ["classifier=null"], ["classifier=null is no choice", "or ~classifier for none"]),
     ("sample", ["model=[fashion32,flags]"], ["model=[fashion32,flags] is no choice; model takes one name of"]),
     ("sample", ["~model"], ["~model is no choice; model takes one name of"]),
@@ -142,6 +143,8 @@ WRONG = [  # program, arguments, parts of the sentence
     ("sample", ["num_samples = 4"], ["write num_samples=4, with one = and no spaces around it"]),
     ("sample", ["num_samples:4"], ["write num_samples=4"]),
     ("sample", ["num_samples==4"], ["write num_samples=4, with one ="]),
+    ("sample", ["num_samples=4;"], [f"num_samples {WHOLE} '4;'"]),
+    ("sample", ["guidance=[sag],[cfg", "seed=1"], ["a bracket of 'guidance=[sag],[cfg' is not closed"]),
     ("sample", ["=4"], ["'=4' has no key"]),
     ("sample", ["out="], ["out= has no value; a variable of the shell may be empty"]),
     ("sample", ["guidance.sag.layer=a#b"], ["quote the value, and the whole for the shell: \"guidance.sag.layer='a#b'\""]),
@@ -193,6 +196,11 @@ def test_the_value_of_a_key_that_takes_a_text_is_taken_as_it_stands(value):
     for key in ("out", "low_res", "model.checkpoint", "+data.path"):
         (override,) = read_arguments([f"{key}={value}"], SampleConfig)
         assert OverridesParser.create().parse_override(override).value() == value
+
+
+def test_a_home_folder_is_found_whatever_the_shell(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of me")
+    assert read_arguments(["out=~/runs"], SampleConfig) == ["out='/home/of me/runs'"]
 
 
 def test_what_is_quoted_for_hydra_or_means_several_values_stays():
