@@ -48,7 +48,12 @@ USER_ERRORS = (
 )
 
 
-def run(main: Callable[[DictConfig], float | None], config_name: str, schema: type) -> None:
+def run(
+    main: Callable[[DictConfig], float | None],
+    config_name: str,
+    schema: type,
+    failed: Callable[[DictConfig, str], float] | None = None,
+) -> None:
     """Compose `config_name` with the command line and call `main`; an error becomes one sentence on stderr and exit code 1.
 
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown.
@@ -57,6 +62,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str, schema: ty
         main: the program.
         config_name: of a file in configs/.
         schema: a dataclass of the keys that `main` knows.
+        failed: what a program of many points does with one whose values are refused, and why; None ends the program.
     """
     _keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not the line of code that gave it
@@ -66,7 +72,13 @@ def run(main: Callable[[DictConfig], float | None], config_name: str, schema: ty
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 
     def settled(cfg: DictConfig) -> float | None:
-        notes = _settle(cfg, config_name, schema, HydraConfig.get())
+        _check_keys(cfg, config_name, schema, HydraConfig.get())
+        try:
+            notes = _settle(cfg, config_name, HydraConfig.get())
+        except USER_ERRORS as error:
+            if failed is None:
+                raise
+            return failed(cfg, sentence(error))
         if Process.current().main:
             for note in notes:
                 print(f"note      {note}", flush=True)
@@ -108,14 +120,14 @@ def composed(config_name: str, overrides: Sequence[str], schema: type) -> DictCo
     of_hydra = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    _settle(cfg, config_name, schema, of_hydra)
+    _check_keys(cfg, config_name, schema, of_hydra)
+    _settle(cfg, config_name, of_hydra)
     return cfg
 
 
-def _settle(cfg: DictConfig, config_name: str, schema: type, of_hydra: Any) -> list[str]:
-    """Check a composed config, and make its model what a program takes it for; returns what a user should know."""
+def _check_keys(cfg: DictConfig, config_name: str, schema: type, of_hydra: Any) -> None:
+    """Raise a ValueError for a key that the program does not know, or one that was removed, or an unknown classifier."""
     overrides: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
-    names = of_hydra.runtime.choices
     known = [field.name for field in dataclasses.fields(schema)]
     unknown = [str(key) for key in cfg if key not in known]
     if unknown:
@@ -124,7 +136,13 @@ def _settle(cfg: DictConfig, config_name: str, schema: type, of_hydra: Any) -> l
     if removed:
         raise ValueError(f"~{removed[0]} removes a key that the program needs")
     if cfg.get("classifier") is None and any(override.startswith("classifier=") for override in overrides):
-        raise ValueError(unknown_choice("classifier", names["classifier"], choices("classifier")))
+        raise ValueError(unknown_choice("classifier", of_hydra.runtime.choices["classifier"], choices("classifier")))
+
+
+def _settle(cfg: DictConfig, config_name: str, of_hydra: Any) -> list[str]:
+    """Check the values of a composed config and settle its model; returns what a user should know of it."""
+    overrides: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    names = of_hydra.runtime.choices
     check_settings(cfg)
     if OmegaConf.is_dict(cfg.get("model")) and OmegaConf.is_missing(cfg.model, "flags"):  # what others refer to comes of them
         raise ValueError(missing("model.flags", config_name, names))

@@ -46,6 +46,16 @@ def point(cfg: DictConfig, overrides: list[str]) -> Row:
     return Row(cfg.name, name or "default", own, cfg.scoring)
 
 
+def record_failure(cfg: DictConfig, error: str) -> float:
+    """Add a point that failed to the results; returns infinity, its objective."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if Process.current().main:
+        row = point(cfg, list(HydraConfig.get().overrides.task))
+        settings: Any = OmegaConf.to_container(row.cfg, resolve=True)
+        Results(Path(cfg.results)).add(Run(row.key, row.table, row.name, cfg.seed, cfg.num_samples, settings, error=error))
+    return float("inf")
+
+
 def main(cfg: DictConfig) -> float:
     """Sample and score one point; returns its objective, infinity if it failed."""
     row, results = point(cfg, list(HydraConfig.get().overrides.task)), Results(Path(cfg.results))
@@ -58,12 +68,7 @@ def main(cfg: DictConfig) -> float:
         try:
             found = row.run(Path(str(sample.out_folder(row.cfg))), cfg.device)
         except USER_ERRORS as error:
-            settings: Any = OmegaConf.to_container(row.cfg, resolve=True)
-            failed = Run(row.key, row.table, row.name, cfg.seed, cfg.num_samples, settings, error=sentence(error))
-            print(f"error: {failed.error}", file=sys.stderr, flush=True)
-            if main_process:
-                results.add(failed)
-            return float("inf")
+            return record_failure(cfg, sentence(error))
         if found is not None:
             results.add(found)
     if found is None:
@@ -95,4 +100,4 @@ class Summary(Callback):
 
 
 if __name__ == "__main__":
-    run(main, "sweep", SweepConfig)
+    run(main, "sweep", SweepConfig, record_failure)

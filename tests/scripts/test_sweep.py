@@ -1,8 +1,12 @@
 """Sweeps: every point once, the same noise, a failure that stops nothing, and a sweeper that minimises."""
 
+import sys
+
 import pytest
 import sweep
+from common import run
 from helpers import GOLDEN
+from hydra.core.global_hydra import GlobalHydra
 
 from evaluations.results import Results
 
@@ -57,6 +61,18 @@ def test_sweeps_of_another_number_of_samples_are_tables_of_their_own(script):
         table = printed.split(f"\nsweep ({count} samples)\n\n")[1]
         assert table.startswith(f"| {count} samples | seeds |")
         assert "guidance.sag.scale=0.2 | 1 |" in table
+
+
+def test_a_point_whose_value_is_refused_stops_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *QUICK, "guidance.sag.scale=abc,0.5"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit, match=r"1 of the points failed \(.*guidance.sag.scale=abc\)"):
+        run(sweep.main, "sweep", sweep.SweepConfig, sweep.record_failure)
+    failed, scored = store.runs()
+    assert failed.error == "guidance.sag.scale takes a number, got 'abc'"
+    assert "fid" in scored.metrics
 
 
 def test_a_sweeper_minimises_the_objective(script, store):
