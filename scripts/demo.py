@@ -7,11 +7,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import run
+from common import composed, run
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig, OmegaConf
 from rows import COLUMNS, compose_row
+from sample import SampleConfig
 from visualize import draw_masks
 
 from sag import storage
@@ -96,8 +97,8 @@ def main(cfg: DictConfig) -> None:
         scores[name] = dict(run.metrics)
         images[name] = storage.read_samples(next(folder.glob(f"samples_{cfg.num_samples}x*.npz")))[0]
     draw_samples(images, out / "samples.png")
-    sag = compose_row("demo", "SAG", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
-    draw_masks(sag.cfg, cfg.device, out / "masks.png")
+    sag = composed("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"], SampleConfig)
+    draw_masks(sag, cfg.device, out / "masks.png")
     draw_scores(scores, out / "scores.png")
     text = table(scores, cfg.num_samples)
     with storage.atomic(out / "table.md") as file:
