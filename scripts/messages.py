@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from arguments import hint_of
 from checks import SETTINGS, fits, refused
 from hydra import compose, initialize_config_dir
@@ -26,6 +27,8 @@ def sentence(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
         return _of_omegaconf(error, message)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the memory of the GPU is full ({message[:200]}); the same command with a smaller batch_size continues"
     return message
 
 

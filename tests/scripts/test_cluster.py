@@ -253,6 +253,7 @@ def test_other_settings_at_the_same_time_are_refused(zygote, tmp_path):
     assert "holds results of other settings; give another out, or remove it: seed (" in zygote.logs()
 
 
+@pytest.mark.slow
 def test_launchers_write_the_same_bytes(expected, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for launcher in (["torchrun", "--nproc_per_node=2"], ["mpiexec", "-n", "2", sys.executable]):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 QUICK = "['model=fashion32','sampler=ddim','sampler.steps=ddim2','labels=balanced','batch_size=12']"
 
 
+@pytest.mark.slow
 def test_the_demo_writes_pictures_and_a_table_from_the_same_noise(run_script, tmp_path):
     arguments = ["num_samples=12", f"common={QUICK}", "device=cpu", f"out={tmp_path / 'demo'}"]
     printed = run_script(demo.main, "demo", demo.DemoConfig, *arguments)

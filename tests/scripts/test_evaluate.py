@@ -172,9 +172,10 @@ def test_without_samples_the_newest_run_is_scored_against_the_reference_of_its_m
 
 @pytest.mark.parametrize(
     "launcher",
-    [["torchrun", "--nproc_per_node=2"], pytest.param(["mpiexec", "-n", "2", sys.executable], marks=pytest.mark.slow)],
+    [["torchrun", "--nproc_per_node=2"], ["mpiexec", "-n", "2", sys.executable]],
     ids=["torchrun", "mpiexec"],
 )
+@pytest.mark.slow
 def test_several_processes_write_one_equal_result(script, batches, tmp_path, launcher):
     script(*batches, f"out={tmp_path / 'one.json'}")
     expected = json.loads((tmp_path / "one.json").read_text())["metrics"]
