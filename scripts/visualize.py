@@ -58,11 +58,11 @@ ConfigStore.instance().store("visualize_schema", VisualizeConfig)
 class Moment:
     """A step as SAG sees it, for n samples.
 
-    level: noise level. clean, degraded: the predicted clean image and what SAG makes of it, (n, H, W, 3) uint8. mask: where it
+    time: t / T. clean, degraded: the predicted clean image and what SAG makes of it, (n, H, W, 3) uint8. mask: where it
     is blurred, (n, H, W) bool. difference: root mean square over channels of eps - eps_weak, (n, H, W) float32.
     """
 
-    level: float
+    time: float
     clean: storage.Images
     mask: NDArray[np.bool_]
     degraded: storage.Images
@@ -96,7 +96,7 @@ def observe(
     x_t_weak = sag.degrade(state)
     weak = denoiser(x_t_weak, t, state.labels(sag.branch)).eps
     return Moment(
-        float(denoiser.diffusion.schedule.noise_level[t]),
+        float(denoiser.diffusion.schedule.time[t]),
         _rgb(clean),
         mask.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2).cpu().numpy(),
         _rgb(denoiser.diffusion.x0_from_eps(x_t_weak, t, eps)),
@@ -137,7 +137,7 @@ def draw_strip(moments: Sequence[Moment], path: Path, kinds: Sequence[str] = ("m
             axes.imshow(picture[kind][i])
             axes.set_axis_off()
             if axes in grid[0]:
-                axes.set_title(f"level {moment.level:.2f}", fontsize=7)
+                axes.set_title(f"time {moment.time:.2f}", fontsize=7)
         line[0].text(-0.1, 0.5, kind, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=7)
     with storage.atomic(path) as file:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")

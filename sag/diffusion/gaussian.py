@@ -54,18 +54,17 @@ class GaussianDiffusion:
 
     def q_sample(self, x_0: Tensor, t: Index, eps: Tensor) -> Tensor:
         """x_0 noised to step t with the given eps (arXiv:2006.11239, Eq. 4)."""
-        alpha_bar = self.schedule.alpha_bar
-        return _at(np.sqrt(alpha_bar), t, x_0) * x_0 + _at(np.sqrt(1 - alpha_bar), t, x_0) * eps
+        return _at(self.schedule.signal, t, x_0) * x_0 + _at(self.schedule.noise, t, x_0) * eps
 
     def x0_from_eps(self, x_t: Tensor, t: Index, eps: Tensor) -> Tensor:
         """The clean image that x_t and eps imply, not clamped (the inverse of `q_sample`)."""
-        alpha_bar = self.schedule.alpha_bar
-        return _at(np.sqrt(1 / alpha_bar), t, x_t) * x_t - _at(np.sqrt(1 / alpha_bar - 1), t, x_t) * eps
+        of_xt, of_eps = self.schedule.clean_of_noisy
+        return _at(of_xt, t, x_t) * x_t - _at(of_eps, t, x_t) * eps
 
     def eps_from_x0(self, x_t: Tensor, t: Index, x_0: Tensor) -> Tensor:
         """The noise that x_t and a clean image imply."""
-        alpha_bar = self.schedule.alpha_bar
-        return (_at(np.sqrt(1 / alpha_bar), t, x_t) * x_t - x_0) / _at(np.sqrt(1 / alpha_bar - 1), t, x_t)
+        of_xt, of_eps = self.schedule.clean_of_noisy
+        return (_at(of_xt, t, x_t) * x_t - x_0) / _at(of_eps, t, x_t)
 
     def predicted_x0(self, x_t: Tensor, t: Index, eps: Tensor) -> Tensor:
         """The clean image that x_t and eps imply, clamped to [-1, 1] if `clip_denoised`."""

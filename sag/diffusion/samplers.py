@@ -81,14 +81,13 @@ class DDIM(Sampler):
         is not clamped after.
         """
         schedule = diffusion.schedule
-        alpha_bar, alpha_bar_prev = float(schedule.alpha_bar[t]), float(schedule.alpha_bar_prev[t])
         x_0 = diffusion.predicted_x0(x_t, t, prediction.eps)
         eps = diffusion.eps_from_x0(x_t, t, x_0)
         if prediction.score is not None:
-            eps = eps - (1 - alpha_bar) ** 0.5 * prediction.score
+            eps = eps - float(schedule.noise[t]) * prediction.score
             x_0 = diffusion.x0_from_eps(x_t, t, eps)
         sigma = self.eta * float(schedule.posterior_variance[t]) ** 0.5
-        x = alpha_bar_prev**0.5 * x_0 + (1 - alpha_bar_prev - sigma**2) ** 0.5 * eps
+        x = float(schedule.signal_prev[t]) * x_0 + (float(schedule.variance_prev[t]) - sigma**2) ** 0.5 * eps
         if t > 0 and sigma > 0:
             x = x + sigma * noise(t)
         return Step(t, x, x_0)

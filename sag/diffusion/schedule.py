@@ -11,58 +11,153 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The variances of the kept steps, and which training steps they are.
+    """How much of the image and how much noise x_t has at each kept step: x_t = signal x_0 + noise eps.
 
-    betas: (T,) float64 in (0, 1]; timesteps: (T,) int64, ascending, in [0, training_steps).
-    rescale_timesteps: whether the network was told tau on a scale of 1000 steps whatever training_steps is (IDDPM).
+    The named constructors are the usual way to make one: `linear`, `cosine`, `flow` and `from_betas`.
+
+    Args:
+        signal: (T,) float64 in [0, 1], falling.
+        noise: (T,) float64 in (0, 1], rising.
+        tau: (T,) float64, what the network is told of each step.
+        timesteps: (T,) int64, ascending, which training steps are kept.
+        training_steps: The number of training steps.
+        variances: (T,) float64 in (0, 1], the betas of a variance-preserving schedule, which all its tables follow from; None
+            for any other schedule.
+        spacing: The argument of the last `respace`.
     """
 
-    betas: Table
+    signal: Table
+    noise: Table
+    tau: Table
     timesteps: NDArray[np.int64]
     training_steps: int
-    rescale_timesteps: bool = False
+    variances: Table | None = None
+    spacing: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {len(table) for table in (self.signal, self.noise, self.tau, self.timesteps)}
+        if len(lengths) != 1:
+            raise ValueError(f"the tables of a schedule must be equally long, got lengths {sorted(lengths)}")
+        if not (self.noise > 0).all():
+            raise ValueError("every step of a schedule needs some noise; leave the clean image out, it follows the last step")
+
+    @classmethod
+    def from_betas(
+        cls, betas: Table, tau: Table, timesteps: NDArray[np.int64], training_steps: int, spacing: str = ""
+    ) -> "Schedule":
+        """Make a variance-preserving schedule: signal^2 is the product of 1 - beta, and signal^2 + noise^2 = 1.
+
+        Args:
+            betas: (T,) float64 in (0, 1].
+            tau: (T,) float64, what the network is told of each step.
+            timesteps: (T,) int64, ascending, which training steps these are.
+            training_steps: The number of training steps.
+            spacing: See `Schedule`.
+        """
+        alpha_bar = np.cumprod(1 - betas, dtype=np.float64)
+        return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), tau, timesteps, training_steps, betas, spacing)
 
     @classmethod
     def linear(cls, steps: int = 1000, rescale_timesteps: bool = False) -> "Schedule":
-        """Ho et al.'s linear betas, 1e-4 to 0.02 at 1000 steps and scaled to end equally noisy at any other number."""
+        """Ho et al.'s linear betas, 1e-4 to 0.02 at 1000 steps and scaled to end equally noisy at any other number.
+
+        Args:
+            steps: The number of training steps.
+            rescale_timesteps: Whether the network is told tau on a scale of 1000 steps whatever `steps` is (IDDPM).
+        """
         scale = 1000 / _positive(steps)
-        return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), np.arange(steps), steps, rescale_timesteps)
+        betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+        return cls.from_betas(betas, _tau(steps, rescale_timesteps), np.arange(steps), steps)
 
     @classmethod
     def cosine(cls, steps: int = 1000, rescale_timesteps: bool = False) -> "Schedule":
-        """Nichol and Dhariwal's cosine alpha_bar with s = 0.008 and betas of at most 0.999."""
+        """Nichol and Dhariwal's cosine alpha_bar with s = 0.008 and betas of at most 0.999.
+
+        Args:
+            steps: The number of training steps.
+            rescale_timesteps: See `linear`.
+        """
         x = np.arange(_positive(steps) + 1) / steps
         alpha_bar = np.cos((x + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-        return cls(betas, np.arange(steps), steps, rescale_timesteps)
+        return cls.from_betas(betas, _tau(steps, rescale_timesteps), np.arange(steps), steps)
+
+    @classmethod
+    def flow(cls, steps: int = 1000, tau_scale: float = 1.0) -> "Schedule":
+        """Make the straight path of flow matching, signal 1 - t and noise t, from t = 1 / steps to pure noise at t = 1.
+
+        Args:
+            steps: The number of rows; a sampler keeps some of them.
+            tau_scale: The network is told tau = tau_scale * t, so 1000 for a network that counts to 1000.
+        """
+        timesteps = np.arange(1, _positive(steps) + 1)
+        t = timesteps / steps
+        return cls(1 - t, t, tau_scale * t, timesteps, steps)
 
     def respace(self, steps: int | str) -> "Schedule":
-        """Keep fewer steps, with betas that give the kept steps their old alpha_bar.
+        """Keep fewer steps; the kept ones have the signal and the noise that they had.
 
-        steps: 250 or "250" (evenly spread over all), "ddim25" (a fixed whole stride, as DDIM does), or "10,15,20"
-        (that many in the first, second, last third).
+        Respacing a schedule again in the way it was respaced last changes nothing.
+
+        Args:
+            steps: 250 or "250" (evenly spread over all), "ddim25" (a fixed whole stride, as DDIM does), or "10,15,20" (that
+                many in the first, second, last third).
 
         Raises:
-            ValueError: more steps than there are, no whole stride that gives them, or not one of these forms.
+            ValueError: If there are fewer steps, no whole stride gives them, or `steps` has none of these forms.
         """
-        keep = _kept(len(self.betas), str(steps).strip())
+        spacing = str(steps).strip()
+        if spacing == self.spacing:
+            return self
+        try:
+            keep = _kept(len(self), spacing)
+        except ValueError as error:
+            earlier = f"; the schedule was already respaced to {self.spacing}" if self.spacing else ""
+            raise ValueError(f"{error}{earlier}") from None
+        tau, timesteps = self.tau[keep], self.timesteps[keep]
+        if self.variances is None:
+            return Schedule(self.signal[keep], self.noise[keep], tau, timesteps, self.training_steps, spacing=spacing)
         alpha_bar = self.alpha_bar[keep]
         betas = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
-        return Schedule(betas, self.timesteps[keep], self.training_steps, self.rescale_timesteps)
+        return Schedule.from_betas(betas, tau, timesteps, self.training_steps, spacing)
 
     def __len__(self) -> int:
-        return len(self.betas)
+        return len(self.signal)
 
     @cached_property
-    def tau(self) -> Table:
-        """(T,) what the network is told of each step."""
-        scale = 1000 / self.training_steps if self.rescale_timesteps else 1.0
-        return self.timesteps.astype(np.float64) * scale
-
-    @cached_property
-    def noise_level(self) -> Table:
-        """(T,) timesteps / training_steps, in [0, 1): the same at 25 and at 250 steps."""
+    def time(self) -> Table:
+        """(T,) timesteps / training_steps, in [0, 1]: the same at 25 and at 250 steps."""
         return self.timesteps.astype(np.float64) / self.training_steps
+
+    @cached_property
+    def signal_prev(self) -> Table:
+        """(T,) signal one step earlier; 1 before the first."""
+        return np.concatenate([[1.0], self.signal[:-1]])
+
+    @cached_property
+    def variance_prev(self) -> Table:
+        """(T,) noise^2 one step earlier; 0 before the first."""
+        variance = np.square(self.noise) if self.variances is None else 1 - self.alpha_bar
+        return np.concatenate([[0.0], variance[:-1]])
+
+    @cached_property
+    def clean_of_noisy(self) -> tuple[Table, Table]:
+        """The factors of x_0 = first * x_t - second * eps, (T,) each; not finite where there is no signal."""
+        if self.variances is not None:  # as the reference programs have it, to the bit
+            return np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)
+        with np.errstate(divide="ignore"):
+            return 1 / self.signal, self.noise / self.signal
+
+    @property
+    def betas(self) -> Table:
+        """(T,) the variances that the noise grows by at each step (arXiv:2006.11239, Eq. 1).
+
+        Raises:
+            ValueError: If the schedule is not variance-preserving.
+        """
+        if self.variances is None:
+            raise ValueError("only a variance-preserving schedule has betas, and this one is not; sample it with sampler=ddim")
+        return self.variances
 
     @cached_property
     def alpha_bar(self) -> Table:
@@ -77,6 +172,9 @@ class Schedule:
     @cached_property
     def posterior_variance(self) -> Table:
         """(T,) the variance of q(x_{t-1} | x_t, x_0), 0 at the first step (arXiv:2006.11239, Eq. 7)."""
+        if self.variances is None:
+            growth = np.square(self.noise) - self.variance_prev * np.square(self.signal / self.signal_prev)
+            return growth * self.variance_prev / np.square(self.noise)
         return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     @cached_property
@@ -85,6 +183,10 @@ class Schedule:
         variance = self.posterior_variance.copy()
         variance[0] = variance[1] if len(variance) > 1 else self.betas[0]
         return np.log(variance)
+
+
+def _tau(steps: int, rescale_timesteps: bool) -> Table:
+    return np.arange(steps).astype(np.float64) * (1000 / steps if rescale_timesteps else 1.0)
 
 
 def _positive(steps: int) -> int:

@@ -25,8 +25,8 @@ Random = Callable[[int, tuple[int, int]], Tensor]
 class Guidance:
     """One technique: a `WeakGuidance` or a `ScoreGuidance`.
 
-    scale: the paper's s; 0 is off. interval: the lowest and highest noise level (tau / number of training steps, 0 to 1) at
-    which it is on, so that it means the same at 25 and at 250 steps.
+    scale: the paper's s; 0 is off. interval: the lowest and highest time (`Schedule.time`: t / T, 0 to 1) at which it is on, so
+    that it means the same at 25 and at 250 steps.
     """
 
     extra_passes: ClassVar[int] = 0
@@ -37,13 +37,13 @@ class Guidance:
     def __init__(self, scale: float, interval: Sequence[float]) -> None:
         low, high = interval if len(interval) == 2 else (1.0, 0.0)
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"interval must be two noise levels with 0 <= low <= high <= 1, got {list(interval)}")
+            raise ValueError(f"interval must be two times with 0 <= low <= high <= 1, got {list(interval)}")
         self.scale = float(scale)
         self.interval = (low, high)
 
-    def active(self, noise_level: float) -> bool:
-        """Whether it does anything at this noise level."""
-        return self.scale != 0 and self.interval[0] <= noise_level <= self.interval[1]
+    def active(self, time: float) -> bool:
+        """Whether it does anything at this time."""
+        return self.scale != 0 and self.interval[0] <= time <= self.interval[1]
 
     def check(self, denoiser: DenoiserLike) -> None:
         """Raise a ValueError if this technique cannot guide this denoiser."""
@@ -165,8 +165,8 @@ class GuidedDenoiser:
 
     def active(self, t: int) -> list[Guidance]:
         """The techniques that are on at step t."""
-        level = float(self.diffusion.schedule.noise_level[t])
-        return [g for g in self.guidance if g.active(level)]
+        time = float(self.diffusion.schedule.time[t])
+        return [g for g in self.guidance if g.active(time)]
 
     def passes(self, t: int) -> int:
         """How often the denoiser within is asked at step t."""

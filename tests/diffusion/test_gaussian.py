@@ -73,7 +73,7 @@ def test_flags_give_the_same_diffusion():
         "--noise_schedule cosine --diffusion_steps 4000 --timestep_respacing 250 --learn_sigma True --rescale_timesteps True"
     )
     np.testing.assert_array_equal(d.schedule.betas, Schedule.cosine(4000).respace(250).betas)
-    assert (d.variance, d.prediction, d.schedule.rescale_timesteps) == ("learned_range", "eps", True)
+    assert (d.variance, d.prediction, d.schedule.tau[-1]) == ("learned_range", "eps", 999.75)
     assert GaussianDiffusion.from_flags({"sigma_small": True, "predict_xstart": True}).prediction == "x_0"
     assert GaussianDiffusion.from_flags({}).variance == "fixed_large"
 

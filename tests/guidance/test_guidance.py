@@ -203,13 +203,13 @@ def test_order_of_techniques_does_not_matter():
     torch.testing.assert_close(eps(denoiser, techniques, y=Y), eps(denoiser, techniques[::-1], y=Y))
 
 
-def test_the_interval_is_in_noise_level_whatever_the_number_of_steps():
+def test_the_interval_is_in_time_whatever_the_number_of_steps():
     technique = sag(interval=(0.3, 0.7))
     for steps in (10, 25, 250):
         schedule = small_denoiser(steps).diffusion.schedule
         guided = GuidedDenoiser(small_denoiser(steps), [technique])
-        on = [float(schedule.noise_level[t]) for t in range(steps) if guided.active(t)]
-        assert all(0.3 <= level <= 0.7 for level in on)
+        on = [float(schedule.time[t]) for t in range(steps) if guided.active(t)]
+        assert all(0.3 <= time <= 0.7 for time in on)
         assert len(on) == pytest.approx(0.4 * steps, abs=1)
 
 
@@ -273,7 +273,7 @@ def test_no_technique_mixes_the_samples_of_a_batch(sampler):
         (lambda: sag(blur_kernel=8), "odd number of taps, got 8"),
         (lambda: sag(blur_sigma=0), "blur_sigma must be positive"),
         (lambda: sag(interval=(0.7, 0.3)), "0 <= low <= high <= 1"),
-        (lambda: sag(interval=(0.7,)), "two noise levels"),
+        (lambda: sag(interval=(0.7,)), "two times"),
         (lambda: GuidedDenoiser(small_denoiser(), [sag(layer="output.7")]), "unknown attention layer 'output.7'.*output.1 "),
         (lambda: GuidedDenoiser(small_denoiser(), [ClassifierFreeGuidance(1.0)]), "needs a network trained with a null class"),
         (

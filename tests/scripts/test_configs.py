@@ -84,7 +84,8 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
     assert shapes(network) == GOLDEN_OF[name]["keys"]
     assert cfg.model.checkpoint.endswith(f"/{'jul' if name.startswith('adm') else 'march'}-2021/{FILES[name]}")
     assert diffusion.schedule.training_steps == flags.get("diffusion_steps", 1000)
-    assert diffusion.schedule.rescale_timesteps == flags.get("rescale_timesteps", False)
+    counted = 1000 if flags.get("rescale_timesteps", False) else diffusion.schedule.training_steps
+    assert diffusion.schedule.tau[-1] == pytest.approx(counted * (1 - 1 / diffusion.schedule.training_steps))
     assert cfg.model.diffusion.schedule._target_.endswith(flags["noise_schedule"])
 
 

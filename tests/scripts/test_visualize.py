@@ -41,7 +41,7 @@ def test_what_is_shown_is_what_guidance_does():
     assert torch.equal(states[3], noise.initial())
     assert torch.equal(states[0], steps[2].x)
     moment = visualize.observe(denoiser, sag, states[0], 0, None, noise)
-    assert moment.level == 0
+    assert moment.time == 0
     assert moment.clean.shape == moment.degraded.shape == (2, 16, 16, 3)
     outside = ~moment.mask
     assert 0 < outside.sum() < outside.size
