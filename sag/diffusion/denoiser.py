@@ -15,14 +15,20 @@ from sag.models import Attend, Attention, AttentionLayer, UNet
 class Prediction:
     """What a denoiser says of x_t.
 
-    eps and log_variance: (N, C, H, W) float32, the noise and the logarithm of the step's variance. score: gradient of
-    log p(y | x_t) times its scale, or None; samplers use it by ADM's algorithms 1 and 2. attention: what was captured.
+    Args:
+        eps: (N, C, H, W) float32, the noise.
+        log_variance: (N, C, H, W) float32, the logarithm of the step's variance; None if the denoiser says nothing of it.
+        score: The gradient of log p(y | x_t) times its scale, or None; samplers use it by ADM's algorithms 1 and 2.
+        attention: What was captured, by layer.
+        x_0: (N, C, H, W) float32, the clean image, not clamped, where the network predicts a velocity (v or flow); otherwise
+            None, and x_t and eps imply it.
     """
 
     eps: Tensor
-    log_variance: Tensor
+    log_variance: Tensor | None = None
     score: Tensor | None = None
     attention: Mapping[str, Attention] = field(default_factory=dict)
+    x_0: Tensor | None = None
 
 
 class DenoiserLike(Protocol):
@@ -92,12 +98,11 @@ class Denoiser:
         condition = {} if self.low_res is None else {"low_res": self.low_res}
         labels = None if self.network.num_classes is None else y
         output, attention = self.network(x_t, tau, labels, capture=capture, attend=attend, **condition)
+        log_variance = None
         if diffusion.variance == "learned_range":
-            output, v = output.chunk(2, dim=1)  # (N, C, H, W) each
-            log_variance = diffusion.learned_log_variance(v, t)
-        else:
+            output, fraction = output.chunk(2, dim=1)  # (N, C, H, W) each
+            log_variance = diffusion.learned_log_variance(fraction, t)
+        elif diffusion.variance is not None:
             log_variance = diffusion.fixed_log_variance(t, output)
-        eps = output
-        if diffusion.prediction == "x_0":
-            eps = diffusion.eps_from_x0(x_t, t, output)
-        return Prediction(eps, log_variance, attention=attention)
+        eps, x_0 = diffusion.resolve(output, x_t, t)
+        return Prediction(eps, log_variance, attention=attention, x_0=x_0 if diffusion.predicts_velocity else None)

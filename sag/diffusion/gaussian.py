@@ -14,30 +14,47 @@ Index = int | Tensor
 """A step of the (respaced) schedule: one number for all, or (N,) int64, one for each image."""
 
 VARIANCES = ("learned_range", "fixed_small", "fixed_large")
-PREDICTIONS = ("eps", "x_0")
+PREDICTIONS = ("eps", "x_0", "v", "flow")
 
 
 @dataclass(frozen=True)
 class GaussianDiffusion:
     """A schedule, and what the network's output means.
 
-    variance: "learned_range" (the second half of the output interpolates between the two bounds), "fixed_small" (the
-    posterior's), or "fixed_large" (beta). prediction: what the first half is, "eps" or "x_0".
-    clip_denoised: whether predicted clean images are clamped to [-1, 1], as the reference programs do.
+    In all methods x_t, x_0, eps and output are (N, C, H, W) float32.
 
-    In all methods x_t, x_0, eps are (N, C, H, W) float32.
+    Args:
+        schedule: How much signal and noise x_t has.
+        variance: "learned_range" (the second half of the output interpolates between the two bounds), "fixed_small" (the
+            posterior's), "fixed_large" (beta), or None: the denoiser says nothing of the variance.
+        prediction: What the output, or its first half, is: "eps"; "x_0"; "v", signal eps - noise x_0 (arXiv:2202.00512); or
+            "flow", eps - x_0, the velocity of a straight path from image to noise (arXiv:2210.02747).
+        clip_denoised: Whether predicted clean images are clamped to [-1, 1], as the reference programs do.
+
+    Raises:
+        ValueError: If a word is unknown, a variance is asked of a schedule without betas, or eps is to be predicted from noise
+            without any signal.
     """
 
     schedule: Schedule
-    variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"
-    prediction: Literal["eps", "x_0"] = "eps"
+    variance: Literal["learned_range", "fixed_small", "fixed_large"] | None = "learned_range"
+    prediction: Literal["eps", "x_0", "v", "flow"] = "eps"
     clip_denoised: bool = True
 
     def __post_init__(self) -> None:
-        if self.variance not in VARIANCES:
-            raise ValueError(f"unknown variance {self.variance!r}; expected one of {', '.join(VARIANCES)}")
+        if self.variance is not None and self.variance not in VARIANCES:
+            raise ValueError(f"unknown variance {self.variance!r}; expected one of {', '.join(VARIANCES)}, or null for none")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"unknown prediction {self.prediction!r}; expected one of {', '.join(PREDICTIONS)}")
+        if self.variance is not None and self.schedule.variances is None:
+            raise ValueError(
+                f"variance={self.variance} needs a variance-preserving schedule, and this one is not; use variance=null"
+            )
+        if self.prediction == "eps" and self.schedule.signal[-1] == 0:
+            raise ValueError(
+                "prediction=eps says nothing of the image where there is no signal, as at the end of this schedule; "
+                "use x_0, v or flow, whichever the network was trained for"
+            )
 
     @classmethod
     def from_flags(cls, flags: Flags) -> "GaussianDiffusion":
@@ -56,19 +73,65 @@ class GaussianDiffusion:
         """x_0 noised to step t with the given eps (arXiv:2006.11239, Eq. 4)."""
         return _at(self.schedule.signal, t, x_0) * x_0 + _at(self.schedule.noise, t, x_0) * eps
 
+    @property
+    def predicts_velocity(self) -> bool:
+        """Whether the output is a mixture of eps and x_0, which tells x_0 also where there is no signal."""
+        return self.prediction in ("v", "flow")
+
+    def resolve(self, output: Tensor, x_t: Tensor, t: Index) -> tuple[Tensor, Tensor]:
+        """Return the eps and the x_0, not clamped, that the network's output stands for."""
+        if self.prediction == "eps":
+            return output, self.x0_from_eps(x_t, t, output)
+        if self.prediction == "x_0":
+            return self.eps_from_x0(x_t, t, output), output
+        signal, noise = self.schedule.signal, self.schedule.noise  # the inverse of x_t = signal x_0 + noise eps and `target`:
+        if self.prediction == "v":
+            whole, eps_of_xt, x0_of_xt = signal**2 + noise**2, noise, signal
+        else:
+            whole, eps_of_xt, x0_of_xt = signal + noise, np.ones_like(noise), np.ones_like(signal)
+        eps = _at(eps_of_xt / whole, t, x_t) * x_t + _at(signal / whole, t, x_t) * output
+        x_0 = _at(x0_of_xt / whole, t, x_t) * x_t - _at(noise / whole, t, x_t) * output
+        return eps, x_0
+
+    def target(self, x_0: Tensor, eps: Tensor, t: Index) -> Tensor:
+        """Return the output that stands for x_0 and eps: what a network is trained to say."""
+        if self.prediction == "v":
+            return _at(self.schedule.signal, t, x_0) * eps - _at(self.schedule.noise, t, x_0) * x_0
+        if self.prediction == "flow":
+            return eps - x_0
+        return eps if self.prediction == "eps" else x_0
+
     def x0_from_eps(self, x_t: Tensor, t: Index, eps: Tensor) -> Tensor:
-        """The clean image that x_t and eps imply, not clamped (the inverse of `q_sample`)."""
+        """The clean image that x_t and eps imply, not clamped (the inverse of `q_sample`).
+
+        Raises:
+            ValueError: If step t has no signal, so that they imply none.
+        """
+        if isinstance(t, int) and self.schedule.signal[t] == 0:
+            raise ValueError(
+                f"x_0 does not follow from eps at t = {t}, where there is no signal; "
+                "classifier guidance needs an interval there that ends below time 1"
+            )
         of_xt, of_eps = self.schedule.clean_of_noisy
         return _at(of_xt, t, x_t) * x_t - _at(of_eps, t, x_t) * eps
 
     def eps_from_x0(self, x_t: Tensor, t: Index, x_0: Tensor) -> Tensor:
         """The noise that x_t and a clean image imply."""
+        if self.schedule.signal[-1] == 0:
+            return (x_t - _at(self.schedule.signal, t, x_t) * x_0) / _at(self.schedule.noise, t, x_t)
         of_xt, of_eps = self.schedule.clean_of_noisy
         return (_at(of_xt, t, x_t) * x_t - x_0) / _at(of_eps, t, x_t)
 
-    def predicted_x0(self, x_t: Tensor, t: Index, eps: Tensor) -> Tensor:
-        """The clean image that x_t and eps imply, clamped to [-1, 1] if `clip_denoised`."""
-        x_0 = self.x0_from_eps(x_t, t, eps)
+    def predicted_x0(self, x_t: Tensor, t: Index, eps: Tensor, x_0: Tensor | None = None) -> Tensor:
+        """The predicted clean image, clamped to [-1, 1] if `clip_denoised`.
+
+        Args:
+            x_t: The noisy image.
+            t: Its step.
+            eps: The predicted noise.
+            x_0: The clean image, where the prediction has it (see `Prediction`); else x_t and eps imply it.
+        """
+        x_0 = self.x0_from_eps(x_t, t, eps) if x_0 is None else x_0
         return x_0.clamp(-1, 1) if self.clip_denoised else x_0
 
     def posterior_mean(self, x_t: Tensor, t: Index, x_0: Tensor) -> Tensor:
@@ -85,7 +148,7 @@ class GaussianDiffusion:
         return fraction * upper + (1 - fraction) * lower
 
     def fixed_log_variance(self, t: Index, like: Tensor) -> Tensor:
-        """The log-variance of "fixed_small" or "fixed_large", broadcast to the shape of `like`."""
+        """The log-variance of "fixed_large", or that of the posterior, broadcast to the shape of `like`."""
         table = self.schedule.posterior_log_variance
         if self.variance == "fixed_large":  # the first step keeps the small one: its beta would add visible noise
             table = np.concatenate([table[:1], np.log(self.schedule.betas[1:])])

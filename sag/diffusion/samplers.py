@@ -40,7 +40,10 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class DDPM(Sampler):
-    """Ancestral sampling (arXiv:2006.11239, Alg. 2), with classifier guidance by arXiv:2105.05233, Alg. 1."""
+    """Ancestral sampling (arXiv:2006.11239, Alg. 2), with classifier guidance by arXiv:2105.05233, Alg. 1.
+
+    Where the denoiser says nothing of the variance, it is the posterior's.
+    """
 
     def step(
         self,
@@ -51,12 +54,15 @@ class DDPM(Sampler):
         noise: Callable[[int], Tensor],
     ) -> Step:
         """See `Sampler.step`; the last step (t = 0) returns the mean."""
-        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps)
+        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
         x = diffusion.posterior_mean(x_t, t, x_0)
+        log_variance = prediction.log_variance
+        if log_variance is None:
+            log_variance = diffusion.fixed_log_variance(t, x_t)
         if prediction.score is not None:
-            x = x + prediction.log_variance.exp() * prediction.score
+            x = x + log_variance.exp() * prediction.score
         if t > 0:
-            x = x + (0.5 * prediction.log_variance).exp() * noise(t)
+            x = x + (0.5 * log_variance).exp() * noise(t)
         return Step(t, x, x_0)
 
 
@@ -81,7 +87,7 @@ class DDIM(Sampler):
         is not clamped after.
         """
         schedule = diffusion.schedule
-        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps)
+        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
         eps = diffusion.eps_from_x0(x_t, t, x_0)
         if prediction.score is not None:
             eps = eps - float(schedule.noise[t]) * prediction.score

@@ -143,10 +143,10 @@ class Schedule:
     @cached_property
     def clean_of_noisy(self) -> tuple[Table, Table]:
         """The factors of x_0 = first * x_t - second * eps, (T,) each; not finite where there is no signal."""
-        if self.variances is not None:  # as the reference programs have it, to the bit
-            return np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)
         with np.errstate(divide="ignore"):
-            return 1 / self.signal, self.noise / self.signal
+            if self.variances is None:
+                return 1 / self.signal, self.noise / self.signal
+            return np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)  # to the bit as in the reference programs
 
     @property
     def betas(self) -> Table:
@@ -156,7 +156,9 @@ class Schedule:
             ValueError: If the schedule is not variance-preserving.
         """
         if self.variances is None:
-            raise ValueError("only a variance-preserving schedule has betas, and this one is not; sample it with sampler=ddim")
+            raise ValueError(
+                "only a variance-preserving schedule has betas, and this one is not; DDIM (sampler=ddim) does without them"
+            )
         return self.variances
 
     @cached_property

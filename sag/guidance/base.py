@@ -192,4 +192,4 @@ class GuidedDenoiser:
                 eps = eps + g.scale * (state.prediction(g.branch).eps - g.weak(state))
             elif isinstance(g, ScoreGuidance):
                 score = g.score(state) if score is None else score + g.score(state)
-        return replace(first, eps=eps, score=score)
+        return replace(first, eps=eps, score=score, x_0=first.x_0 if eps is first.eps else None)

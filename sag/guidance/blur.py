@@ -73,7 +73,8 @@ class BlurGuidance(WeakGuidance):
 
     def clean_and_blurred(self, state: GuidanceState) -> tuple[Tensor, Tensor]:
         """The predicted clean image, clamped as the diffusion says, and its blur; (N, C, H, W) each."""
-        x_0 = state.diffusion.predicted_x0(state.x_t, state.t, state.prediction(self.branch).eps)
+        prediction = state.prediction(self.branch)
+        x_0 = state.diffusion.predicted_x0(state.x_t, state.t, prediction.eps, prediction.x_0)
         return x_0, gaussian_blur(x_0, self.blur_sigma, self.blur_kernel)
 
     def degrade(self, state: GuidanceState) -> Tensor:

@@ -69,7 +69,13 @@ class DiffusionLoss(Objective):
         if snr_range is not None:
             snr = diffusion.schedule.alpha_bar / (1 - diffusion.schedule.alpha_bar)
             of_x0 = snr.clip(*snr_range)
-            self._mse_weight = of_x0 if diffusion.prediction == "x_0" else of_x0 / snr
+            signal, noise = diffusion.schedule.signal, diffusion.schedule.noise
+            self._mse_weight = {  # times how fast x_0 changes with the output, squared
+                "x_0": of_x0,
+                "eps": of_x0 / snr,
+                "v": of_x0 * noise**2,
+                "flow": of_x0 * (noise / (signal + noise)) ** 2,
+            }[diffusion.prediction]
 
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See `Objective`; reports mse and, with a learned variance, vlb (bits per dimension)."""
@@ -85,11 +91,10 @@ class DiffusionLoss(Objective):
             labels = labels.masked_fill(dropped, self.null_label)
         output = network(x_t, tau, labels)[0].float()
         prediction, v = output.chunk(2, 1) if d.variance == "learned_range" else (output, None)
-        target = eps if d.prediction == "eps" else x_0
-        parts = {"mse": (prediction - target).square().flatten(1).mean(1)}
+        parts = {"mse": (prediction - d.target(x_0, eps, t)).square().flatten(1).mean(1)}
         losses = torch.from_numpy(self._mse_weight).to(x_0.device, torch.float32)[t] * parts["mse"]
         if v is not None:
-            predicted = prediction if d.prediction == "x_0" else d.x0_from_eps(x_t, t, prediction)
+            _, predicted = d.resolve(prediction, x_t, t)
             parts["vlb"] = variational_bound(d, x_0, x_t, t, predicted.detach(), d.learned_log_variance(v, t))
             losses = losses + len(d.schedule) / 1000 * parts["vlb"]  # 0.001 of the sum over steps
         self._last = t, losses.detach()

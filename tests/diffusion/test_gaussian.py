@@ -62,6 +62,35 @@ def test_fixed_variances_are_the_posteriors_and_beta():
     torch.testing.assert_close(first, torch.full_like(like, s.posterior_variance[1]))
 
 
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "flow"])
+@pytest.mark.parametrize("schedule", [D.schedule, Schedule.flow(50)], ids=["linear", "flow"])
+def test_the_output_of_a_network_is_resolved_into_noise_and_image(schedule, prediction):
+    if prediction == "eps" and schedule.signal[-1] == 0:
+        with pytest.raises(ValueError, match="prediction=eps says nothing of the image where there is no signal"):
+            GaussianDiffusion(schedule, None, prediction)
+        return
+    d = GaussianDiffusion(schedule, None, prediction)
+    for t in (0, 20, 49, torch.tensor([0, 20, 49])):
+        output = d.target(X_0, EPS, t)
+        eps, x_0 = d.resolve(output, d.q_sample(X_0, t, EPS), t)
+        torch.testing.assert_close(eps, EPS, rtol=0, atol=2e-4)
+        torch.testing.assert_close(x_0, X_0, rtol=0, atol=2e-4)
+
+
+def test_without_signal_the_noise_does_not_determine_the_image():
+    d = GaussianDiffusion(Schedule.flow(50), None, "flow")
+    torch.testing.assert_close(d.eps_from_x0(EPS, 49, X_0), EPS)
+    assert torch.equal(d.predicted_x0(EPS, 49, EPS, X_0), X_0)
+    with pytest.raises(ValueError, match="x_0 does not follow from eps at t = 49, where there is no signal"):
+        d.predicted_x0(EPS, 49, EPS)
+
+
+def test_a_variance_needs_betas():
+    for variance in ("learned_range", "fixed_small", "fixed_large"):
+        with pytest.raises(ValueError, match=f"variance={variance} needs a variance-preserving schedule"):
+            GaussianDiffusion(Schedule.flow(50), variance, "flow")
+
+
 def test_clamping_is_an_option():
     loose = GaussianDiffusion(D.schedule, clip_denoised=False)
     assert D.predicted_x0(3 * EPS, 5, EPS).abs().max() == 1

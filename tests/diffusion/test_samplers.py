@@ -1,5 +1,7 @@
 """Samplers against exact Gaussian data and the reference programs' trajectories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_eta_is_the_share_of_ddpms_noise():
     sigma = 0.5 * denoiser.diffusion.schedule.posterior_variance[2] ** 0.5
     torch.testing.assert_close(noisy - half, torch.full_like(x, sigma))
     assert not torch.equal(zero, half)
+
+
+def test_ddpm_takes_the_posteriors_variance_where_the_denoiser_says_nothing_of_it():
+    base = small_denoiser(out_channels=3)
+    x, score = noise(7, 0, (1, 3, 16, 16)), noise(7, 1, (1, 3, 16, 16))
+    ends = []
+    for variance in ("fixed_small", None):
+        diffusion = GaussianDiffusion(base.diffusion.schedule, variance)
+        prediction = replace(Denoiser(base.network, diffusion)(x, 2), score=score)
+        ends.append(DDPM(4).step(diffusion, x, 2, prediction, lambda t: x).x)
+    assert prediction.log_variance is None
+    assert torch.equal(*ends)
+
+
+def test_ddpm_refuses_a_path_without_betas():
+    diffusion = GaussianDiffusion(Schedule.flow(4), None, "flow")
+    x = noise(7, 0, (1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"only a variance-preserving schedule has betas.*DDIM \(sampler=ddim\)"):
+        DDPM(4).step(diffusion, x, 2, Prediction(x, x_0=x), lambda t: x)
 
 
 def test_the_last_step_adds_no_noise():

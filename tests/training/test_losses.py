@@ -48,13 +48,13 @@ def test_an_ideal_network_has_no_loss():
     assert float(parts["vlb"].max()) < 1e-3
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x_0"])
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "flow"])
 def test_errors_of_the_clean_image_are_weighed_by_the_signal_to_noise_ratio_within_a_range(prediction):
     d, x_0, shift = GaussianDiffusion(Schedule.linear(), "fixed_small", prediction), images(200).double(), 0.1
 
     def answer(x_t, tau, y):
         guess = x_0 + shift
-        return (guess if prediction == "x_0" else d.eps_from_x0(x_t, tau.long(), guess)), {}
+        return d.target(guess, d.eps_from_x0(x_t, tau.long(), guess), tau.long()), {}
 
     for low, high in ((1, 5), (2, 2)):
         network = Fixed(answer)
@@ -62,7 +62,9 @@ def test_errors_of_the_clean_image_are_weighed_by_the_signal_to_noise_ratio_with
         alpha_bar = d.schedule.alpha_bar[network.asked[0][1].long()]
         snr = torch.from_numpy(alpha_bar / (1 - alpha_bar))
         assert torch.allclose(losses.double(), shift**2 * snr.clamp(low, high), rtol=1e-3)
-        expected = shift**2 * (snr if prediction == "eps" else torch.ones(200))
+        noise, signal = torch.from_numpy(1 - alpha_bar).sqrt(), torch.from_numpy(alpha_bar).sqrt()
+        factors = {"eps": snr, "x_0": torch.ones(200), "v": noise**-2, "flow": ((noise + signal) / noise) ** 2}
+        expected = shift**2 * factors[prediction]
         assert torch.allclose(parts["mse"].double(), expected.double(), rtol=1e-3)
 
 
