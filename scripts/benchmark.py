@@ -73,10 +73,12 @@ def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], dev
     diffusion = instantiate(cfg.model.diffusion).respace(WARM_UP + 2 + cfg.rounds)
     sampler = instantiate(cfg.sampler)
 
+    denoiser = Denoiser(network, diffusion, cfg.model.null_label)
+    condition = denoiser.condition(labels, low_res)
     iterators, rows = {}, {}
     for name, techniques in cases.items():
-        guided = GuidedDenoiser(Denoiser(network, diffusion, cfg.model.null_label, low_res), techniques, noise.mask)
-        iterators[name] = sample(guided, sampler, noise.initial(), labels, noise=noise.step)
+        guided = GuidedDenoiser(denoiser, techniques, noise.mask)
+        iterators[name] = sample(guided, sampler, noise.initial(), condition, noise=noise.step)
         for _ in range(WARM_UP):
             next(iterators[name])
         counter = FlopCounterMode(display=False)

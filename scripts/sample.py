@@ -4,7 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -265,13 +265,12 @@ def prepare(cfg: DictConfig) -> Job:
 def make(job: Job, rows: Sequence[int], watch: Callable[[float], None]) -> torch.Tensor:
     """The images of some rows, (n, C, H, W) in [-1, 1]; `watch` is called after every step with the share that is done."""
     noise = SampleNoise(job.cfg.seed, [job.indices[row] for row in rows], job.shape, job.device)
-    denoiser = job.denoiser
-    if job.low_res is not None:
-        denoiser = replace(denoiser, low_res=storage.dequantise(job.low_res.take(np.asarray(rows)), job.device))
+    low_res = None if job.low_res is None else storage.dequantise(job.low_res.take(np.asarray(rows)), job.device)
     y = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=job.device)
-    guided = GuidedDenoiser(denoiser, job.guidance, noise.mask)
-    for step in sample(guided, job.sampler, noise.initial(), y, noise=noise.step):
-        watch(1 - step.t / len(denoiser.diffusion.schedule))
+    condition = job.denoiser.condition(y, low_res)
+    guided = GuidedDenoiser(job.denoiser, job.guidance, noise.mask)
+    for step in sample(guided, job.sampler, noise.initial(), condition, noise=noise.step):
+        watch(1 - step.t / len(job.denoiser.diffusion.schedule))
     return step.x
 
 

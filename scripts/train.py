@@ -84,7 +84,7 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
     if network.num_classes is not None:
         y = torch.arange(GRID, device=trainer.device) % (network.num_classes - (cfg.model.null_label is not None))
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
-    *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), y, noise=noise.step)
+    *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), denoiser.condition(y), noise=noise.step)
     picture = storage.picture(storage.quantise(last.x))
     with trainer.writer(f"grid{trainer.step:06d}.png") as file:
         Image.fromarray(picture).save(file, "PNG")

@@ -20,7 +20,7 @@ from sample import choose_labels
 from torch import Tensor
 
 from sag import storage
-from sag.diffusion import Denoiser, Sampler, sample
+from sag.diffusion import Condition, Denoiser, Sampler, sample
 from sag.guidance import Guidance, GuidanceState, GuidedDenoiser, SelfAttentionGuidance
 from sag.models import AttentionLayer
 from sag.noise import SampleNoise
@@ -70,13 +70,13 @@ class Moment:
 
 
 def trajectory(
-    denoiser: GuidedDenoiser, sampler: Sampler, noise: SampleNoise, y: Tensor | None, count: int
+    denoiser: GuidedDenoiser, sampler: Sampler, noise: SampleNoise, condition: Condition | None, count: int
 ) -> dict[int, Tensor]:
     """x_t at `count` steps t, evenly spread from the first to the last."""
     steps = len(denoiser.diffusion.schedule)
     wanted = set(np.linspace(steps - 1, 0, min(count, steps)).round().astype(int).tolist())
     x_t, found = noise.initial(), {}
-    for step in sample(denoiser, sampler, x_t, y, noise=noise.step):
+    for step in sample(denoiser, sampler, x_t, condition, noise=noise.step):
         if step.t in wanted:
             found[step.t] = x_t
         x_t = step.x
@@ -85,16 +85,16 @@ def trajectory(
 
 @torch.no_grad()
 def observe(
-    denoiser: Denoiser, sag: SelfAttentionGuidance, x_t: Tensor, t: int, y: Tensor | None, noise: SampleNoise
+    denoiser: Denoiser, sag: SelfAttentionGuidance, x_t: Tensor, t: int, condition: Condition | None, noise: SampleNoise
 ) -> Moment:
     """What `sag` does at x_t, whether it is on there or not."""
-    state = GuidanceState(denoiser, x_t, t, y, [sag], (), None, noise.mask)
+    state = GuidanceState(denoiser, x_t, t, condition, [sag], (), None, noise.mask)
     eps = state.prediction(sag.branch).eps
     clean, blurred = sag.clean_and_blurred(state)
     mask = sag.mask(state, clean, blurred)
     factors = [large // small for large, small in zip(clean.shape[2:], mask.shape[1:], strict=True)]
     x_t_weak = sag.degrade(state)
-    weak = denoiser(x_t_weak, t, state.labels(sag.branch)).eps
+    weak = denoiser(x_t_weak, t, state.condition(sag.branch)).eps
     return Moment(
         float(denoiser.diffusion.schedule.time[t]),
         _rgb(clean),
@@ -183,11 +183,13 @@ def look(
         lenses[layer] = instantiate({**cfg.guidance.sag, "layer": layer}, _convert_="all")
         lenses[layer].check(denoiser)
     labels = choose_labels(cfg, samples, denoiser, guidance)
-    y = None if labels is None else torch.tensor(labels, device=device)
+    condition = denoiser.condition(None if labels is None else torch.tensor(labels, device=device))
     shape = (network.image_channels, *image_size(network, cfg.size))
     noise = SampleNoise(cfg.seed, samples, shape, device)
-    states = trajectory(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise, y, count)
-    return {layer: [observe(denoiser, sag, x_t, t, y, noise) for t, x_t in states.items()] for layer, sag in lenses.items()}
+    states = trajectory(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise, condition, count)
+    return {
+        layer: [observe(denoiser, sag, x_t, t, condition, noise) for t, x_t in states.items()] for layer, sag in lenses.items()
+    }
 
 
 def draw_masks(cfg: DictConfig, device: str, path: Path) -> None:

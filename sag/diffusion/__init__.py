@@ -1,5 +1,6 @@
 """The diffusion process: schedules, closed forms, the denoiser and the samplers."""
 
+from sag.diffusion.condition import Condition
 from sag.diffusion.denoiser import Denoiser, DenoiserLike, Prediction
 from sag.diffusion.gaussian import GaussianDiffusion
 from sag.diffusion.samplers import DDIM, DDPM, Sampler, Step, sample
@@ -8,6 +9,7 @@ from sag.diffusion.schedule import Schedule
 __all__ = [
     "DDIM",
     "DDPM",
+    "Condition",
     "Denoiser",
     "DenoiserLike",
     "GaussianDiffusion",

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sag.diffusion.condition import Condition, check_condition
 from sag.diffusion.gaussian import GaussianDiffusion
-from sag.models import Attend, Attention, AttentionLayer, UNet
+from sag.models import Attend, Attention, AttentionLayer, UNet, UpsamplingUNet
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,21 @@ class Prediction:
 
 
 class DenoiserLike(Protocol):
-    """What samplers and guidance need: a `Denoiser`, guided or not.
-
-    null_label: the label that means "no class", where there is one. attention_layers: what may be captured, by name.
-    """
+    """What samplers and guidance need: a `Denoiser`, guided or not."""
 
     @property
     def diffusion(self) -> GaussianDiffusion:
         """The diffusion, respaced."""
 
     @property
-    def null_label(self) -> int | None:
-        """The label of no class."""
-
-    @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
-        """What may be captured."""
+        """What may be captured, by name."""
 
     def __call__(
         self,
         x_t: Tensor,
         t: int,
-        y: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
@@ -65,14 +59,24 @@ class DenoiserLike(Protocol):
 class Denoiser:
     """The unguided denoiser.
 
-    network: in the precision it was set to. diffusion: already respaced. null_label: the class that means "no class" of a
-    network trained with label dropout. low_res: (N, C, h, w) in [-1, 1], for an upsampling network only.
+    Args:
+        network: The network, in the precision it was set to.
+        diffusion: The diffusion it was trained for.
+        null_label: The class that means "no class", of a network trained with label dropout.
     """
 
     network: UNet
     diffusion: GaussianDiffusion
     null_label: int | None = None
-    low_res: Tensor | None = None
+
+    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+        """Return what this network is told of samples, with its null class.
+
+        Args:
+            labels: (N,) int64.
+            low_res: (N, C, h, w) in [-1, 1], for an upsampling network.
+        """
+        return Condition(labels, low_res=low_res, null_label=self.null_label)
 
     @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
@@ -83,21 +87,36 @@ class Denoiser:
         self,
         x_t: Tensor,
         t: int,
-        y: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
     ) -> Prediction:
-        """Predict eps and log-variance of x_t (N, C, H, W) float32 at index t of the diffusion's schedule.
+        """Predict the noise in x_t.
 
-        y: (N,) int64 labels; an unconditional network is not told them (a classifier beside it is).
-        capture, attend: see `UNet.forward`.
+        Args:
+            x_t: (N, C, H, W) float32.
+            t: The index in the diffusion's schedule.
+            condition: What the network is told. An unconditional network is not told the labels, which a classifier beside it
+                may need.
+            capture: See `UNet.forward`.
+            attend: See `UNet.forward`.
+
+        Raises:
+            ValueError: If the condition does not fit the network or the number of images.
         """
+        check_condition(condition, len(x_t))
+        given = condition or Condition()
+        if given.text is not None:
+            raise ValueError("this network takes labels at most, and the condition has text")
+        if (given.low_res is not None) != isinstance(self.network, UpsamplingUNet):
+            wanted = "no low_res" if given.low_res is not None else "low_res, the images to enlarge"
+            raise ValueError(f"this network needs a condition with {wanted}")
         diffusion = self.diffusion
         tau = torch.full((len(x_t),), diffusion.schedule.tau[t], dtype=torch.float32, device=x_t.device)
-        condition = {} if self.low_res is None else {"low_res": self.low_res}
-        labels = None if self.network.num_classes is None else y
-        output, attention = self.network(x_t, tau, labels, capture=capture, attend=attend, **condition)
+        low_res = {} if given.low_res is None else {"low_res": given.low_res}
+        labels = None if self.network.num_classes is None else given.labels
+        output, attention = self.network(x_t, tau, labels, capture=capture, attend=attend, **low_res)
         log_variance = None
         if diffusion.variance == "learned_range":
             output, fraction = output.chunk(2, dim=1)  # (N, C, H, W) each

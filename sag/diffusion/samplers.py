@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sag.diffusion.condition import Condition
 from sag.diffusion.denoiser import DenoiserLike, Prediction
 from sag.diffusion.gaussian import GaussianDiffusion
 
@@ -104,7 +105,7 @@ def sample(
     denoiser: DenoiserLike,
     sampler: Sampler,
     x_T: Tensor,
-    y: Tensor | None = None,
+    condition: Condition | None = None,
     *,
     noise: Callable[[int], Tensor],
 ) -> Iterator[Step]:
@@ -113,7 +114,7 @@ def sample(
     Args:
         denoiser: its diffusion is already respaced to the sampler's steps.
         x_T: (N, C, H, W) float32 standard normal.
-        y: (N,) int64 labels, where the denoiser is conditional.
+        condition: What the denoiser is told of the samples.
         noise: noise(t) gives the standard normal of step t, of the shape of x_T.
 
     Raises:
@@ -122,7 +123,7 @@ def sample(
     x = x_T
     steps = len(denoiser.diffusion.schedule)
     for t in reversed(range(steps)):
-        step = sampler.step(denoiser.diffusion, x, t, denoiser(x, t, y), noise)
+        step = sampler.step(denoiser.diffusion, x, t, denoiser(x, t, condition), noise)
         x = step.x
         bad = ~torch.isfinite(x).flatten(1).all(dim=1)
         if bad.any():

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from sag.diffusion import DenoiserLike, GaussianDiffusion, Prediction
+from sag.diffusion import Condition, DenoiserLike, GaussianDiffusion, Prediction
+from sag.diffusion.condition import check_condition
 from sag.models import Attend, AttentionLayer
 
+NEEDS_NULL = "needs a network trained with a null class; this one has none (null_label is not set)"
 Branch = Literal["cond", "uncond"]
 Random = Callable[[int, tuple[int, int]], Tensor]
 """random(t, (h, w)) -> (N, h, w) float32: numbers that depend on the sample and the step only."""
@@ -69,7 +70,7 @@ class ScoreGuidance(Guidance, ABC):
 
 
 class GuidanceState:
-    """One step as the techniques see it: x_t, t, the labels, and the predictions they share, each made once and when asked for.
+    """One step as the techniques see it: x_t, t, the condition, and the predictions that they share, each made once, on demand.
 
     The unconditional branch exists where an active technique needs it (classifier-free guidance); elsewhere there is one
     prediction, and both branch names mean it.
@@ -80,7 +81,7 @@ class GuidanceState:
         denoiser: DenoiserLike,
         x_t: Tensor,
         t: int,
-        y: Tensor | None,
+        condition: Condition | None,
         active: Sequence[Guidance],
         capture: Collection[str],
         attend: Mapping[str, Attend] | None,
@@ -89,8 +90,9 @@ class GuidanceState:
         self.denoiser = denoiser
         self.x_t = x_t
         self.t = t
-        self.y = y
+        check_condition(condition, len(x_t))
         self._two_branches = any(g.needs_uncond for g in active)
+        self._conditions = {"cond": condition, "uncond": _without(condition) if self._two_branches else condition}
         self._capture: dict[Branch, set[str]] = {"cond": set(capture), "uncond": set()}
         for g in active:
             if isinstance(g, WeakGuidance):
@@ -107,11 +109,9 @@ class GuidanceState:
     def _branch(self, branch: Branch) -> Branch:
         return branch if self._two_branches else "cond"
 
-    def labels(self, branch: Branch) -> Tensor | None:
-        """(N,) int64 labels of a branch; None if the model has none."""
-        if self._branch(branch) == "cond" or self.y is None or self.denoiser.null_label is None:
-            return self.y
-        return torch.full_like(self.y, self.denoiser.null_label)
+    def condition(self, branch: Branch) -> Condition | None:
+        """The condition of a branch."""
+        return self._conditions[branch]
 
     def prediction(self, branch: Branch) -> Prediction:
         """The denoiser's answer for x_t on a branch, with the attention that active techniques read there."""
@@ -119,7 +119,7 @@ class GuidanceState:
         if branch not in self._predictions:
             attend = self._attend if branch == "cond" else None
             self._predictions[branch] = self.denoiser(
-                self.x_t, self.t, self.labels(branch), capture=self._capture[branch], attend=attend
+                self.x_t, self.t, self.condition(branch), capture=self._capture[branch], attend=attend
             )
         return self._predictions[branch]
 
@@ -132,6 +132,15 @@ class GuidanceState:
         if self._random is None:
             raise ValueError("a random mask needs random numbers: give GuidedDenoiser its argument random")
         return self._random(self.t, size)
+
+
+def _without(condition: Condition | None) -> Condition:
+    if condition is None or (condition.labels is None and condition.text is None):
+        raise ValueError("classifier-free guidance needs labels or text, to compare with none")
+    null = condition.null()
+    if null is None:
+        raise ValueError(f"classifier-free guidance {NEEDS_NULL}")
+    return null
 
 
 class GuidedDenoiser:
@@ -154,11 +163,6 @@ class GuidedDenoiser:
         return self.denoiser.diffusion
 
     @property
-    def null_label(self) -> int | None:
-        """The null label of the denoiser within."""
-        return self.denoiser.null_label
-
-    @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
         """The attention layers of the denoiser within."""
         return self.denoiser.attention_layers
@@ -177,14 +181,14 @@ class GuidedDenoiser:
         self,
         x_t: Tensor,
         t: int,
-        y: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
     ) -> Prediction:
         """As `Denoiser.__call__`; eps and score are guided, log-variance and attention are those of the first pass."""
         active = self.active(t)
-        state = GuidanceState(self.denoiser, x_t, t, y, active, capture, attend, self._random)
+        state = GuidanceState(self.denoiser, x_t, t, condition, active, capture, attend, self._random)
         first = state.prediction("cond")
         eps, score = first.eps, first.score
         for g in active:

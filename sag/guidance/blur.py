@@ -84,4 +84,4 @@ class BlurGuidance(WeakGuidance):
 
     def weak(self, state: GuidanceState) -> Tensor:
         """The eps predicted for the degraded image."""
-        return state.denoiser(self.degrade(state), state.t, state.labels(self.branch)).eps
+        return state.denoiser(self.degrade(state), state.t, state.condition(self.branch)).eps

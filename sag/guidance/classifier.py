@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sag.diffusion import DenoiserLike
-from sag.guidance.base import GuidanceState, ScoreGuidance, WeakGuidance
+from sag.diffusion import Denoiser, DenoiserLike
+from sag.guidance.base import NEEDS_NULL, GuidanceState, ScoreGuidance, WeakGuidance
 from sag.models import Classifier
 
 
@@ -26,13 +26,14 @@ class ClassifierGuidance(ScoreGuidance):
         Raises:
             ValueError: no labels, or images of another shape than the classifier's.
         """
-        if state.y is None:
+        condition = state.condition("cond")
+        if condition is None or condition.labels is None:
             raise ValueError("classifier guidance needs labels; with labels=none there is no class to guide to")
         with torch.enable_grad():
             x = state.x_t.detach().requires_grad_()
             tau = torch.full((len(x),), state.diffusion.schedule.tau[state.t], dtype=torch.float32, device=x.device)
             log_p = self.classifier(x, tau).log_softmax(dim=-1)
-            (gradient,) = torch.autograd.grad(log_p.gather(1, state.y[:, None]).sum(), x)
+            (gradient,) = torch.autograd.grad(log_p.gather(1, condition.labels[:, None]).sum(), x)
         return self.scale * gradient
 
 
@@ -48,18 +49,10 @@ class ClassifierFreeGuidance(WeakGuidance):
         super().__init__(scale, interval)
 
     def check(self, denoiser: DenoiserLike) -> None:
-        """Raise a ValueError for a network without a null class."""
-        if denoiser.null_label is None:
-            raise ValueError(
-                "classifier-free guidance needs a network trained with a null class; this one has none (null_label is not set)"
-            )
+        """Raise a ValueError for a network without a null class. (Of other denoisers only the condition tells.)"""
+        if isinstance(denoiser, Denoiser) and denoiser.null_label is None:
+            raise ValueError(f"classifier-free guidance {NEEDS_NULL}")
 
     def weak(self, state: GuidanceState) -> Tensor:
-        """The unconditional eps.
-
-        Raises:
-            ValueError: no labels.
-        """
-        if state.y is None:
-            raise ValueError("classifier-free guidance needs labels to compare with none")
+        """The unconditional eps."""
         return state.prediction("uncond").eps

@@ -8,7 +8,7 @@ import torch
 from helpers import GOLDEN, fill, golden, noise, relative_error
 
 from sag.checkpoints import load_network
-from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, sample
+from sag.diffusion import DDIM, DDPM, Condition, Denoiser, GaussianDiffusion, sample
 from sag.guidance import ClassifierGuidance, GuidedDenoiser, SelfAttentionGuidance, attention_mass
 from sag.models import Classifier, UNet
 
@@ -34,7 +34,7 @@ def test_guided_steps_are_those_of_the_released_program(name, classifier):
         guidance.append(ClassifierGuidance(classifier, case["classifier_scale"]))
     denoiser = GuidedDenoiser(Denoiser(fill(UNet.from_flags(flags)), diffusion), guidance)
     sampler = DDIM(case["timestep_respacing"], case["eta"]) if case["sampler"] == "ddim" else DDPM(case["timestep_respacing"])
-    y = torch.tensor(case["labels"]) if flags["class_cond"] else None
+    y = Condition(torch.tensor(case["labels"])) if flags["class_cond"] else None
     shape = (2, 3, 64, 64)
     x_T = noise(7, 0, shape)
 

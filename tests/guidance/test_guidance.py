@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import GOLDEN, Counting, noise, small_classifier, small_denoiser
 
 from sag.checkpoints import load_network
-from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, Schedule, sample
+from sag.diffusion import DDIM, DDPM, Condition, Denoiser, GaussianDiffusion, Schedule, sample
 from sag.guidance import (
     BlurGuidance,
     ClassifierFreeGuidance,
@@ -23,7 +23,7 @@ from sag.noise import SampleNoise
 
 SHAPE = (2, 3, 16, 16)
 X = noise(7, 0, SHAPE)
-Y = torch.tensor([1, 3])
+Y = Condition(torch.tensor([1, 3]), null_label=4)
 T = 2
 
 
@@ -173,7 +173,7 @@ def test_sag_is_eps_plus_s_times_the_difference():
 def test_with_classifier_free_guidance_the_published_sum_comes_out():
     """eps_u + w (eps_c - eps_u) + s (eps_u - eps_u'), all of SAG from the unconditional branch; w = 1 + scale."""
     denoiser = conditional()
-    null = torch.full_like(Y, 4)
+    null = Y.null()
     eps_c, eps_u = denoiser(X, T, Y).eps, denoiser(X, T, null).eps
     unconditional = GuidedDenoiser(denoiser, [sag(scale=1.0)])(X, T, null).eps - eps_u  # eps_u - eps_u'
     expected = eps_u + 3.0 * (eps_c - eps_u) + 0.5 * unconditional
@@ -219,7 +219,7 @@ def test_a_guided_denoiser_nests():
     prediction = outer(X, T, Y, capture=["middle"])
     assert set(prediction.attention) == {"middle", "output.1"}
     assert not torch.equal(prediction.eps, inner(X, T, Y).eps)
-    assert (outer.null_label, outer.attention_layers) == (4, inner.attention_layers)
+    assert outer.attention_layers == inner.attention_layers
 
 
 def in_batches(size, count, shape, sampler, guided):
@@ -227,10 +227,9 @@ def in_batches(size, count, shape, sampler, guided):
     rows = []
     for start in range(0, count, size):
         source = SampleNoise(3, range(start, start + size), shape, torch.device("cpu"))
-        y = torch.arange(start, start + size) % 4
+        y = Condition(torch.arange(start, start + size) % 4, null_label=4)
         denoiser = guided(source)
-        conditional = denoiser.null_label is not None
-        *_, last = sample(denoiser, sampler, source.initial(), y if conditional else None, noise=source.step)
+        *_, last = sample(denoiser, sampler, source.initial(), y, noise=source.step)
         rows.append(last.x)
     return torch.cat(rows)
 

@@ -164,7 +164,7 @@ def test_every_experiment_runs_two_steps_at_a_reduced_size(experiments, name):
     denoiser = Denoiser(network, instantiate(cfg.model.diffusion).respace(sampler.steps), cfg.model.null_label)
     shape = (network.image_channels, network.image_size, network.image_size)
     noise = SampleNoise(cfg.seed, range(1), shape, torch.device("cpu"))
-    y = torch.zeros(1, dtype=torch.int64)
+    y = denoiser.condition(torch.zeros(1, dtype=torch.int64))
     steps = sample_steps(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise.initial(), y, noise=noise.step)
     for _ in range(2):
         step = next(steps)
