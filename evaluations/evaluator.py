@@ -12,7 +12,8 @@ import torch
 
 from evaluations.batches import open_batch
 from evaluations.inception import Inception
-from evaluations.scoring import Settings, score
+from evaluations.metrics import choose
+from evaluations.scoring import score
 
 LINES = {"is": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall"}
 
@@ -28,8 +29,8 @@ def main() -> None:
         reference, samples = open_batch(arguments.ref_batch), open_batch(arguments.sample_batch)
         extractor = Inception(arguments.weights).to("cuda" if torch.cuda.is_available() else "cpu")
         with tempfile.TemporaryDirectory() as folder:
-            settings = Settings(metrics=tuple(LINES), distance_dtype="float16")
-            scores = score(samples, reference, extractor, settings, work=Path(folder) / "work", cache=Path(folder))
+            metrics = choose(list(LINES), {"distance_dtype": "float16"})
+            scores = score(samples, reference, extractor, metrics, work=Path(folder) / "work", cache=Path(folder))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     assert scores is not None

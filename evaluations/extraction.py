@@ -54,12 +54,18 @@ def folder_name(source: ImageSource, extractor: Extractor) -> str:
 
 
 def extract(
-    source: ImageSource, extractor: Extractor, folder: Path, process: Process, batch_size: int, title: str
+    source: ImageSource,
+    extractor: Extractor,
+    folder: Path,
+    process: Process,
+    batch_size: int,
+    title: str,
+    progress: bool = True,
 ) -> FeatureFiles:
     """Features of all images, in shards in `folder`; shards that are there are not made again.
 
     Processes take shards in turn. The main one waits for what others have in hand, and returns with all shards there; they may
-    return earlier. title: stands before the progress bar.
+    return earlier. title: stands before the progress bar. progress: whether there is one.
 
     Raises:
         ValueError: features that are not finite, or what reading the images raises.
@@ -68,7 +74,9 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     if process.main and not all((folder / name).exists() for name in files.names):
         source.verify()
-    with tqdm(total=len(source), unit="image", desc=f"{title:<9}", bar_format=BAR, disable=not process.main) as bar:
+    with tqdm(
+        total=len(source), unit="image", desc=f"{title:<9}", bar_format=BAR, disable=not (progress and process.main)
+    ) as bar:
         claims = Claims(LocalFolder(folder), "", process)
         for name in claims.take(files.names, finished=lambda: not folder.exists(), wait=process.main):
             start = int(name.split(".")[0])

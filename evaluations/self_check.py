@@ -10,8 +10,8 @@ from scipy.linalg import sqrtm
 
 from evaluations.frechet import Moments, Statistics, frechet_distance
 from evaluations.inception import Inception
-from evaluations.inception_score import CHUNK, InceptionScore
-from evaluations.kernel import kernel_distance
+from evaluations.metrics.inception_score import CHUNK, InceptionScore
+from evaluations.metrics.kid import kernel_distance
 from evaluations.neighbours import density_coverage, precision_recall
 from evaluations.resize import resize_tensorflow1
 

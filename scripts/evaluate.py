@@ -4,10 +4,10 @@ import json
 import re
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_origin, get_type_hints
 
 import torch
 from common import CONFIGS, pick_device, provenance, run
@@ -21,7 +21,9 @@ from evaluations.batches import Batch, open_batch
 from evaluations.extraction import FeatureFiles, folder_name
 from evaluations.extractors import Extractor
 from evaluations.fashion import REFERENCE
-from evaluations.scoring import Scores, Settings, score, table
+from evaluations.metric import Metric
+from evaluations.metrics import DEFAULT, METRICS, SETTINGS, choose
+from evaluations.scoring import Scores, score, table
 from evaluations.self_check import self_check
 from sag import storage
 from sag.distributed import Process
@@ -29,35 +31,35 @@ from sag.storage import cache_folder, fetch
 
 
 @dataclass
-class EvaluateConfig:
-    """The keys of configs/evaluate.yaml and their types; the values are there."""
+class _Keys:
+    """The keys of configs/evaluate.yaml that are no settings of metrics, and their types; the values are there."""
 
     extractor: Any = None
     published: Any = None
     samples: str | None = None
     reference: str | None = None
-    metrics: list[str] = MISSING
-    distance_dtype: str = MISSING
-    neighbours: int = MISSING
-    density_neighbours: int = MISSING
-    is_splits: int | None = None
-    is_shuffle: bool = MISSING
-    kid_subsets: int = MISSING
-    kid_subset_size: int = MISSING
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT))
     batch_size: int = MISSING
     device: str = MISSING
     out: str | None = None
     self_check: bool = MISSING
 
 
+def _settings() -> list[Any]:
+    """The settings of all metrics as fields that OmegaConf can read, which knows no Literal."""
+    hints = {name: hint for kind in METRICS for name, hint in get_type_hints(kind).items()}
+    types = {name: str if get_origin(hints[name]) is Literal else hints[name] for name in SETTINGS}
+    return [(name, types[name], field(default=setting.default)) for name, setting in SETTINGS.items()]
+
+
+EvaluateConfig = make_dataclass("EvaluateConfig", _settings(), bases=(_Keys,))
+"""All keys of configs/evaluate.yaml; the metrics bring their settings with them."""
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 
 
-def read_settings(cfg: DictConfig) -> Settings:
-    """The settings of the metrics among the keys of the config."""
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    chosen = {name: values[name] for name in Settings.__dataclass_fields__}
-    return Settings(**{**chosen, "metrics": tuple(chosen["metrics"])})
+def read_metrics(cfg: DictConfig) -> dict[str, Metric[Any]]:
+    """The metrics that the config asks for, with their settings."""
+    return choose(list(cfg.metrics), {name: cfg[name] for name in SETTINGS})
 
 
 def find_samples(given: str | None) -> Path:
@@ -198,7 +200,7 @@ def record(
 ) -> dict[str, Any]:
     """What a reader of the scores wants to know of how they came about."""
     return {
-        "metrics": dict(table(scores, samples)),
+        "metrics": dict(table(scores)),
         "unavailable": scores.unavailable,
         "warnings": scores.warnings,
         "samples": samples.describe(),
@@ -217,7 +219,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(0 if self_check() else "error: the self-check failed; see the lines marked FAILED")
     if cfg.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    settings, process = read_settings(cfg), Process.current()
+    metrics, process = read_metrics(cfg), Process.current()
     device = pick_device(cfg.device, "float32")
     place = find_samples(cfg.samples)
     samples, reference = open_batch(place), open_batch(find_reference(cfg.reference, place))
@@ -229,7 +231,7 @@ def main(cfg: DictConfig) -> None:
                 "samples": samples.fingerprint,
                 "reference": reference.fingerprint,
                 "extractor": extractor.id,
-                "settings": asdict(settings),
+                "settings": {"metrics": list(metrics)} | {k: v for m in metrics.values() for k, v in asdict(m).items()},
                 "version": sag.__version__,
             }
         )
@@ -240,7 +242,7 @@ def main(cfg: DictConfig) -> None:
     if facts is None:
         work, cache = out.parent / f".{out.stem}.features", cache_folder() / "features"
         scores = score(
-            samples, reference, extractor, settings, work=work, cache=cache, process=process, batch_size=cfg.batch_size
+            samples, reference, extractor, metrics, work=work, cache=cache, process=process, batch_size=cfg.batch_size
         )
         if scores is None:
             print(f"rank {process.rank} of {process.world}: its share of the features is extracted")

@@ -13,11 +13,9 @@ import sample
 from common import CONFIGS, composed
 from omegaconf import DictConfig, OmegaConf
 
+from evaluations.metrics import COLUMNS
 from evaluations.results import Run
 from sag.distributed import Process
-
-COLUMNS = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "recall": "recall", "agreement": "agreement"}
-"""The metrics of a table, and what their columns are called."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from evaluations.batches import open_batch
 from evaluations.extraction import FeatureFiles, extract
 from evaluations.extractors import Features, ModuleExtractor
 from evaluations.frechet import Statistics, frechet_distance
-from evaluations.inception_score import InceptionScore
-from evaluations.kernel import kernel_distance
+from evaluations.metrics import DEFAULT, choose, size_name
+from evaluations.metrics.inception_score import InceptionScore
+from evaluations.metrics.kid import kernel_distance
 from evaluations.neighbours import density_coverage, precision_recall
-from evaluations.scoring import METRICS, Settings, score, size_name, table
+from evaluations.scoring import score, table
 from sag.distributed import Process
 from sag.storage import ArrayImages
 
@@ -35,11 +36,11 @@ def files(tmp_path):
     return open_batch(tmp_path / "samples.npz"), open_batch(tmp_path / "reference.npz")
 
 
-def scored(samples, reference, tmp_path, settings=None, name="work", **options):
+def scored(samples, reference, tmp_path, metrics=None, name="work", **options):
     extractor = options.pop("extractor", None) or ModuleExtractor("tiny", TinyNetwork())
-    settings = settings or Settings(kid_subsets=5)
+    metrics = metrics or choose(settings={"kid_subsets": 5})
     folders = {"work": tmp_path / name, "cache": tmp_path / f"{name}-cache"}
-    return score(samples, reference, extractor, settings, **folders, **options)
+    return score(samples, reference, extractor, metrics, **folders, **options)
 
 
 def test_every_value_is_its_metric_on_the_features(files, tmp_path):
@@ -66,19 +67,19 @@ def test_every_value_is_its_metric_on_the_features(files, tmp_path):
     }
     assert found.values == pytest.approx(expected, rel=1e-9)
     assert found.unavailable == {"agreement": "the extractor does not classify by the labels of samples"}
-    assert [name for name, _ in table(found, files[0])] == [f"{name}_230" for name in (*METRICS[:-1], "kid_std")]
+    assert [name for name, _ in table(found)] == [f"{name}_230" for name in (*DEFAULT[:-1], "kid_std")]
 
 
 def test_agreement_is_the_share_of_labels_that_the_extractor_finds(files, tmp_path):
     extractor = ModuleExtractor("tiny", TinyNetwork())
     extractor.classes = 10
-    settings = Settings(metrics=("agreement",))
+    metrics = choose(["agreement"])
     images = random_images(0, 230)
     labels = extractor(torch.from_numpy(images).permute(0, 3, 1, 2)).logits.argmax(1).numpy()
     labels[::4] = (labels[::4] + 1) % 10
     np.savez(tmp_path / "labelled.npz", arr_0=images, arr_1=labels)
     labelled = open_batch(tmp_path / "labelled.npz")
-    found = scored(labelled, files[1], tmp_path, settings, extractor=extractor)
+    found = scored(labelled, files[1], tmp_path, metrics, extractor=extractor)
     assert found.values == {"agreement": 172 / 230}
     np.savez(tmp_path / "null.npz", arr_0=images, arr_1=np.full(230, 10))
     for batch, reason in (
@@ -86,7 +87,7 @@ def test_agreement_is_the_share_of_labels_that_the_extractor_finds(files, tmp_pa
         (files[0], r"holds no labels \(arr_1\)"),
     ):
         with pytest.raises(ValueError, match=reason):
-            scored(batch, files[1], tmp_path, settings, extractor=extractor)
+            scored(batch, files[1], tmp_path, metrics, extractor=extractor)
 
 
 @pytest.mark.parametrize("shape", [(230, 1), (230,)])
@@ -96,9 +97,9 @@ def test_agreement_stays_in_its_range_whatever_the_labels_are_stored_as(files, t
     extractor.classes = 10
     np.savez(tmp_path / "labelled.npz", arr_0=random_images(0, 230), arr_1=np.full(shape, 8, dtype))
     np.savez(tmp_path / "plain.npz", arr_0=random_images(0, 230), arr_1=np.full(230, 8))
-    settings = Settings(metrics=("agreement",))
+    metrics = choose(["agreement"])
     found, expected = (
-        scored(open_batch(tmp_path / f"{name}.npz"), files[1], tmp_path, settings, name=name, extractor=extractor).values
+        scored(open_batch(tmp_path / f"{name}.npz"), files[1], tmp_path, metrics, name=name, extractor=extractor).values
         for name in ("labelled", "plain")
     )
     assert found == expected
@@ -224,7 +225,7 @@ def test_what_an_extractor_does_not_give_is_said(files, tmp_path):
 
 
 def test_only_what_is_asked_for_is_measured(files, tmp_path):
-    assert set(scored(*files, tmp_path, Settings(metrics=("is", "recall"))).values) == {"is", "recall"}
+    assert set(scored(*files, tmp_path, choose(["is", "recall"])).values) == {"is", "recall"}
 
 
 def test_pairs_that_cannot_be_compared(files, tmp_path):
@@ -248,7 +249,7 @@ def test_pairs_that_cannot_be_compared(files, tmp_path):
     with pytest.raises(
         ValueError, match=r"none of the metrics can be measured on these files: kid: .*mu\.npz holds statistics"
     ):
-        scored(samples, open_batch(tmp_path / "mu.npz"), tmp_path, Settings(metrics=("kid",)))
+        scored(samples, open_batch(tmp_path / "mu.npz"), tmp_path, choose(["kid"]))
 
 
 class Broken(torch.nn.Module):
@@ -295,14 +296,14 @@ class Certain(torch.nn.Module):
 
 
 def test_sorted_samples_are_warned_of(tmp_path, files, monkeypatch):
-    monkeypatch.setattr("evaluations.inception_score.CHUNK", 50)
+    monkeypatch.setattr("evaluations.metrics.inception_score.CHUNK", 50)
     rows = random_images(0, 230)
     order = np.argsort(rows[..., 0].mean((1, 2)))
     np.savez(tmp_path / "sorted.npz", arr_0=rows[order])
-    settings, extractor = Settings(metrics=("is",)), ModuleExtractor("certain", Certain())
-    mixed = scored(files[0], files[1], tmp_path, settings, extractor=extractor)
+    metrics, extractor = choose(["is"]), ModuleExtractor("certain", Certain())
+    mixed = scored(files[0], files[1], tmp_path, metrics, extractor=extractor)
     assert not any("sorted" in warning for warning in mixed.warnings)
-    found = scored(open_batch(tmp_path / "sorted.npz"), files[1], tmp_path, settings, extractor=extractor)
+    found = scored(open_batch(tmp_path / "sorted.npz"), files[1], tmp_path, metrics, extractor=extractor)
     assert any("look sorted by class: IS is" in warning for warning in found.warnings)
 
 
@@ -310,7 +311,13 @@ def test_sorted_samples_are_warned_of(tmp_path, files, monkeypatch):
     ("change", "message"),
     [
         ({"metrics": ("fid", "fjd")}, "unknown metric 'fjd'; expected any of fid, sfid, is"),
-        ({"metrics": ()}, "unknown metric"),
+        ({"metrics": ()}, "metrics is empty; expected any of fid, sfid, is"),
+        ({"metrics": "fid"}, "metrics must be a list of names, got 'fid'; expected any of fid"),
+        ({"metrics": ["fid", 3]}, "unknown metric 3; expected any of fid"),
+        ({"neighbors": 3}, "unknown setting 'neighbors' of the metrics; expected any of is_splits, is_shuffle, neighbours"),
+        ({"neighbours": "three"}, "neighbours must be a whole number, got 'three'"),
+        ({"kid_subsets": True}, "kid_subsets must be a whole number, got True"),
+        ({"is_shuffle": 1}, "is_shuffle must be true or false, got 1"),
         ({"distance_dtype": "bfloat16"}, "distance_dtype must be float32 or float16"),
         ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
         ({"kid_subset_size": 1}, "kid_subset_size must be at least 2, got 1"),
@@ -319,18 +326,18 @@ def test_sorted_samples_are_warned_of(tmp_path, files, monkeypatch):
 )
 def test_impossible_settings(change, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**change)
+        choose(change.pop("metrics", DEFAULT), change)
 
 
 def test_statistics_and_images_of_different_numbers_have_their_own_n(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=random_images(0, 300), mu=np.zeros(48), sigma=np.eye(48), num_images=60000)
     batch = open_batch(tmp_path / "x.npz")
-    found = scored(batch, batch, tmp_path, Settings(metrics=("fid", "is", "recall")))
-    assert [name for name, _ in table(found, batch)] == ["fid_60k", "is_300", "recall_300"]
+    found = scored(batch, batch, tmp_path, choose(["fid", "is", "recall"]))
+    assert [name for name, _ in table(found)] == ["fid_60k", "is_300", "recall_300"]
 
 
 def test_splits_need_images(files, tmp_path):
-    found = scored(*files, tmp_path, Settings(metrics=("fid", "is"), is_splits=231))
+    found = scored(*files, tmp_path, choose(["fid", "is"], {"is_splits": 231}))
     assert found.unavailable["is"].endswith("holds 230 images; 231 are needed")
 
 
@@ -351,14 +358,15 @@ PEAK = """
 import sys, pathlib, numpy as np, torch
 from evaluations.batches import open_batch
 from evaluations.extractors import ModuleExtractor
-from evaluations.scoring import Settings, score
+from evaluations.metrics import choose
+from evaluations.scoring import score
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2048))
 status, folder = pathlib.Path("/proc/self/status"), pathlib.Path(sys.argv[1])
 batch = open_batch(sys.argv[2])
 for _ in range(2):  # the first run warms up
     pathlib.Path("/proc/self/clear_refs").write_text("5")
-    score(batch, batch, ModuleExtractor("x", network), Settings(metrics=("fid",)), work=folder / "w", cache=folder / "c")
+    score(batch, batch, ModuleExtractor("x", network), choose(["fid"]), work=folder / "w", cache=folder / "c")
 print(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
 """
 

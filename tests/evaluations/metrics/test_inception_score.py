@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from evaluations.inception_score import InceptionScore
+from evaluations.metrics.inception_score import InceptionScore
 
 
 def naive(logits, bounds):

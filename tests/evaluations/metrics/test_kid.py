@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from evaluations.kernel import kernel_distance
+from evaluations.metrics.kid import kernel_distance
 
 
 def features(seed, count, mean=0.0):

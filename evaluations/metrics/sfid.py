@@ -1,0 +1,17 @@
+"""sFID (Nash et al., arXiv:2103.03841): FID of features that still know where things are."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from evaluations.metric import MomentsOf
+from evaluations.metrics.fid import FID
+
+
+@dataclass(frozen=True)
+class SFID(FID):
+    """Fréchet distance of spatial features."""
+
+    values: ClassVar = {"sfid": "sFID"}
+    needs: ClassVar = frozenset({"spatial"})
+    place = 20
+    summary = MomentsOf("spatial")
