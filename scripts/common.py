@@ -5,7 +5,6 @@ import ctypes
 import dataclasses
 import functools
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import blobfile
 import hydra
-import numpy as np
 import torch
 from arguments import read_arguments, read_overrides
 from checks import check_settings, check_targets
@@ -28,15 +26,16 @@ from omegaconf.errors import OmegaConfBaseException
 from own_model import settle
 from yaml import YAMLError
 
-import sag
 from sag.checkpoints import CheckpointMismatch, load_network
+from sag.devices import PRECISIONS, device_name, pick_device
 from sag.distributed import Process
 from sag.guidance import Guidance
 from sag.models import Classifier, UNet
+from sag.records import provenance
 from sag.storage import CacheError, Folder
 
+__all__ = ["PRECISIONS", "device_name", "pick_device", "provenance"]  # of sag, for the scripts
 ROOT = Path(__file__).parent.parent
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USER_ERRORS = (
     HydraException,
     OmegaConfBaseException,
@@ -211,57 +210,6 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(node, dict) and node:
         return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
     return {prefix[:-1]: node}
-
-
-def pick_device(name: str, precision: str) -> torch.device:
-    """The device `name` stands for, with float32 meaning float32 on it; "auto" is the GPU of the local rank if there is one.
-
-    Raises:
-        ValueError: an unknown or absent device, an unknown precision, or float16 on a CPU.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    gpu = torch.cuda.is_available()
-    try:
-        own = f"cuda:{Process.current().local_rank % torch.cuda.device_count()}" if gpu else "cpu"
-        device = torch.device(own if name == "auto" else name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(
-            f"device {name!r} was asked for, but this machine shows {torch.cuda.device_count()} GPUs; use device=cpu"
-        )
-    if precision == "float16" and device.type == "cpu":
-        raise ValueError("precision=float16 needs a GPU; on a CPU use precision=bfloat16 or precision=float32")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """The device's model name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and device of this run, for the record beside its results."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    versions = {
-        "sag": sag.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": sys.version.split()[0],
-    }
-    return {"versions": versions, "commit": commit, "device": device_name(device)}
 
 
 def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:

@@ -16,6 +16,7 @@ from helpers import ROOT, TINY, golden_images, random_images
 from omegaconf import OmegaConf
 from PIL import Image
 
+from evaluations import score_files
 from evaluations.inception import Inception
 from sag.storage import NpzImages
 
@@ -62,7 +63,7 @@ def test_a_table_and_a_record_beside_the_samples(script, batches, tmp_path):
 
 def test_what_is_scored_is_not_scored_again_unless_something_changed(script, batches, tmp_path, monkeypatch):
     first = script(*batches)
-    monkeypatch.setattr(evaluate, "score", None)
+    monkeypatch.setattr(score_files, "score", None)
     again = script(*batches, "batch_size=7")
     assert "scored already, see" in again
     assert again.splitlines()[:-1] == first.splitlines()[:-1]
@@ -135,7 +136,7 @@ def test_folders_and_addresses(script, batches, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(random_images(0, 40)):
         Image.fromarray(image).save(tmp_path / f"folder/{i:03d}.png")
-    monkeypatch.setattr(evaluate, "fetch", lambda url: tmp_path / "reference.npz")
+    monkeypatch.setattr(score_files, "fetch", lambda url: tmp_path / "reference.npz")
     printed = script(*TINY, f"samples={tmp_path / 'folder'}", "reference=https://example.org/reference.npz")
     assert "fid_40" in printed
     assert scores(tmp_path)["samples"].endswith("folder (40 images of 8x8)")
@@ -240,6 +241,8 @@ def test_reference_of_an_npz_equals_scoring_its_images(reference_script, script,
         (["extractor.network._target_=helpers.NoSuchNetwork"], "NoSuchNetwork"),
         (["sample=3"], "unknown config key 'sample'; did you mean 'samples'"),
         (["neighbour=3"], "unknown config key 'neighbour'; did you mean 'neighbours'"),
+        (["+published.source=paper", "+published.year=2023"], "Key 'year' not in 'Published'"),
+        (["+published.source=paper"], "extractor is missing"),
         (["out=/proc/scores.json"], r"/proc cannot be written \(.*\); give another place as out="),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -1,0 +1,51 @@
+"""Devices and the precisions that they compute in."""
+
+from pathlib import Path
+
+import torch
+
+from sag.distributed import Process
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str, precision: str = "float32") -> torch.device:
+    """Return the device that a name stands for; float32 means float32 on it.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N", or "auto": the GPU of the local rank if there is one.
+        precision: What will be computed in: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: An unknown or absent device, an unknown precision, or float16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    gpu = torch.cuda.is_available()
+    try:
+        own = f"cuda:{Process.current().local_rank % torch.cuda.device_count()}" if gpu else "cpu"
+        device = torch.device(own if name == "auto" else name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {name!r} was asked for, but this machine shows {torch.cuda.device_count()} GPUs; use device=cpu"
+        )
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("precision=float16 needs a GPU; on a CPU use precision=bfloat16 or precision=float32")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model name of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
