@@ -1,4 +1,8 @@
-"""DINOv2 vision transformers for FD-DINOv2 (Oquab et al., arXiv:2304.07193; Stein et al., arXiv:2306.04675)."""
+"""DINOv2 vision transformers for FD-DINOv2 (Oquab et al., arXiv:2304.07193; Stein et al., arXiv:2306.04675).
+
+torch-fidelity's DINOv2 extractor cannot give the published numbers and is not used: it resizes as TensorFlow 1 does, bilinear
+and without antialiasing, and it takes no file of weights but runs what torch.hub downloads.
+"""
 
 import pickle
 from hashlib import sha256

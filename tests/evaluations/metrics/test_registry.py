@@ -1,6 +1,7 @@
 """Metrics are found by being there: one new file is a metric with its name, its settings and its place in tables."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,14 @@ def test_every_metric_is_listed(capsys):
     assert all(f"`{name}`" in printed for name in NAMES)
     assert all(f"`{name}=" in printed for name in SETTINGS)
     assert len({line.replace(r"\|", "").count("|") for line in printed.splitlines()}) == 1
+
+
+def test_the_readme_names_metrics_and_settings_that_there_are():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for key, known in (("metrics", {*NAMES, "metrics"}), ("is_splits", {*SETTINGS})):
+        (line,) = [line for line in lines if line.startswith(f"| `{key}`")]
+        assert set(re.findall(r"`(\w+)`", line)) <= known
+    assert all(f"`{name}`" in "".join(lines) for name in DEFAULT)
 
 
 def test_listing_the_metrics_needs_no_torch():
