@@ -269,7 +269,7 @@ def test_flags_become_the_network_and_the_diffusion_that_they_describe(settled, 
     assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
     diffusion, from_flags = sample.instantiate(model.diffusion), GaussianDiffusion.from_flags(line)
     assert np.array_equal(diffusion.schedule.betas, from_flags.schedule.betas)
-    assert diffusion.schedule.rescale_timesteps == from_flags.schedule.rescale_timesteps
+    assert np.array_equal(diffusion.schedule.tau, from_flags.schedule.tau)
     for name in ("variance", "prediction", "clip_denoised"):
         assert getattr(diffusion, name) == getattr(from_flags, name)
 
