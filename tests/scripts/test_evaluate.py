@@ -182,7 +182,7 @@ def test_several_processes_write_one_equal_result(script, batches, tmp_path, lau
     expected = json.loads((tmp_path / "one.json").read_text())["metrics"]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "SAG_CACHE": str(tmp_path / "other"),
         "OMP_NUM_THREADS": "1",
     }
