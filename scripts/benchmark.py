@@ -70,8 +70,8 @@ def measure(cfg: DictConfig, network: Any, cases: dict[str, list[Guidance]], dev
     noise = SampleNoise(0, range(cfg.batch_size), shape, device)
     labels = torch.zeros(cfg.batch_size, dtype=torch.int64, device=device)
     low_res = noise.initial()[:, :, ::4, ::4] if network.image_channels != network.in_channels else None
-    diffusion = instantiate(cfg.model.diffusion).respace(WARM_UP + 2 + cfg.rounds)
-    sampler = instantiate(cfg.sampler)
+    diffusion = instantiate(cfg.model.diffusion)
+    sampler = instantiate(cfg.sampler, steps=WARM_UP + 2 + cfg.rounds)
 
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
     condition = denoiser.condition(labels, low_res)

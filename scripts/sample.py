@@ -271,7 +271,7 @@ def make(job: Job, rows: Sequence[int], watch: Callable[[float], None]) -> torch
     guided = GuidedDenoiser(job.denoiser, job.guidance, noise.mask)
     for step in sample(guided, job.sampler, noise.initial(), condition, noise=noise.step):
         watch(1 - step.t / len(job.denoiser.diffusion.schedule))
-    return step.x
+    return job.denoiser.decode(step.x)
 
 
 def check_place(job: Job, out: storage.Folder) -> None:

@@ -168,6 +168,10 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.denoiser, name)
 
+    def respace(self, steps):
+        self.denoiser = self.denoiser.respace(steps)
+        return self
+
     def __call__(self, *args, **kwargs):
         self.calls += 1
         return self.denoiser(*args, **kwargs)

@@ -1,7 +1,7 @@
 """A network, its diffusion and its conditions as one function: (x_t, t) -> what is predicted of the noise."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -33,7 +33,7 @@ class Prediction:
 
 
 class DenoiserLike(Protocol):
-    """What samplers and guidance need: a `Denoiser`, guided or not."""
+    """What samplers and guidance need: a `Denoiser`, guided or not. A subclass inherits what most denoisers have alike."""
 
     @property
     def diffusion(self) -> GaussianDiffusion:
@@ -42,6 +42,23 @@ class DenoiserLike(Protocol):
     @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
         """What may be captured, by name."""
+        return {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised, at the network's own size."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many labels there are, the null one included; None if the denoiser takes no labels."""
+        return None
+
+    def respace(self, steps: int | str) -> "DenoiserLike":
+        """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Return the images (N, C, H, W) in [-1, 1] that x_0 stands for: x_0 itself, unless it is latent."""
+        return x_0
 
     def __call__(
         self,
@@ -61,7 +78,7 @@ class Denoiser:
 
     Args:
         network: The network, in the precision it was set to.
-        diffusion: The diffusion it was trained for.
+        diffusion: The diffusion it was trained for, respaced or not.
         null_label: The class that means "no class", of a network trained with label dropout.
     """
 
@@ -82,6 +99,25 @@ class Denoiser:
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
         """The network's attention layers by name."""
         return self.network.attention_layers
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's images."""
+        return self.network.image_channels, self.network.image_size, self.network.image_size
+
+    @property
+    def num_classes(self) -> int | None:
+        """Rows of the network's label table."""
+        return self.network.num_classes
+
+    def respace(self, steps: int | str) -> "Denoiser":
+        """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
+        diffusion = self.diffusion.respace(steps)
+        return self if diffusion is self.diffusion else replace(self, diffusion=diffusion)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Return x_0 itself: the network denoises pixels."""
+        return x_0
 
     def __call__(
         self,

@@ -67,7 +67,8 @@ class GaussianDiffusion:
 
     def respace(self, steps: int | str) -> "GaussianDiffusion":
         """The same diffusion on fewer steps (see `Schedule.respace`)."""
-        return replace(self, schedule=self.schedule.respace(steps))
+        schedule = self.schedule.respace(steps)
+        return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def q_sample(self, x_0: Tensor, t: Index, eps: Tensor) -> Tensor:
         """x_0 noised to step t with the given eps (arXiv:2006.11239, Eq. 4)."""

@@ -112,14 +112,17 @@ def sample(
     """Walk from pure noise to images, one `Step` at a time; the last one's x is the sample.
 
     Args:
-        denoiser: its diffusion is already respaced to the sampler's steps.
+        denoiser: It is respaced to the sampler's steps here; one that is respaced so already is taken as it is.
+        sampler: How to go from one step to the next.
         x_T: (N, C, H, W) float32 standard normal.
         condition: What the denoiser is told of the samples.
         noise: noise(t) gives the standard normal of step t, of the shape of x_T.
 
     Raises:
+        ValueError: If the denoiser's schedule cannot have the sampler's steps.
         FloatingPointError: the first step after which a value is not finite, and in which images.
     """
+    denoiser = denoiser.respace(sampler.steps)
     x = x_T
     steps = len(denoiser.diffusion.schedule)
     for t in reversed(range(steps)):

@@ -143,7 +143,7 @@ def _without(condition: Condition | None) -> Condition:
     return null
 
 
-class GuidedDenoiser:
+class GuidedDenoiser(DenoiserLike):
     """A denoiser with any number of techniques on top; called like the denoiser, so it nests.
 
     Raises:
@@ -166,6 +166,24 @@ class GuidedDenoiser:
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
         """The attention layers of the denoiser within."""
         return self.denoiser.attention_layers
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the denoiser within denoises."""
+        return self.denoiser.shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of labels of the denoiser within."""
+        return self.denoiser.num_classes
+
+    def respace(self, steps: int | str) -> "GuidedDenoiser":
+        """Return the same techniques on the denoiser within, respaced."""
+        return GuidedDenoiser(self.denoiser.respace(steps), self.guidance, self._random)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Return the images that x_0 stands for, by the denoiser within."""
+        return self.denoiser.decode(x_0)
 
     def active(self, t: int) -> list[Guidance]:
         """The techniques that are on at step t."""

@@ -5,25 +5,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import fill, golden, noise, relative_error, small_denoiser
+from helpers import fill, golden, noise, relative_error, small_denoiser, small_unet
 
-from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, Prediction, Schedule, sample
+from sag.diffusion import DDIM, DDPM, Denoiser, DenoiserLike, GaussianDiffusion, Prediction, Schedule, sample
+from sag.guidance import GuidedDenoiser
 from sag.models import UNet
 
 MEAN = torch.tensor([0.6, -1.1], dtype=torch.float32)
 COVARIANCE = torch.tensor([[0.9, 0.5], [0.5, 0.6]], dtype=torch.float32)
 
 
-class ExactDenoiser:
+class ExactDenoiser(DenoiserLike):
     """The best possible denoiser of two-pixel "images" that are Gaussian with MEAN and COVARIANCE."""
 
-    null_label = None
+    shape = (2, 1, 1)
+    diffusion = GaussianDiffusion(Schedule.linear(), "fixed_small", clip_denoised=False)
 
-    def __init__(self, steps):
-        self.attention_layers = {}
-        self.diffusion = GaussianDiffusion(Schedule.linear().respace(steps), "fixed_small", clip_denoised=False)
+    def respace(self, steps):
+        respaced = ExactDenoiser()
+        respaced.diffusion = self.diffusion.respace(steps)
+        return respaced
 
-    def __call__(self, x_t, t, y=None, *, capture=(), attend=None):
+    def __call__(self, x_t, t, condition=None, *, capture=(), attend=None, memory=None):
         alpha_bar = float(self.diffusion.schedule.alpha_bar[t])
         of_xt = torch.linalg.inv(alpha_bar * COVARIANCE + (1 - alpha_bar) * torch.eye(2))
         eps = (1 - alpha_bar) ** 0.5 * (x_t.flatten(1) - alpha_bar**0.5 * MEAN) @ of_xt
@@ -34,7 +37,7 @@ class ExactDenoiser:
 def test_gaussian_data_comes_back_with_its_mean_and_covariance(sampler):
     n = 40000
     x_T = noise(3, 1000, (n, 2, 1, 1))
-    *_, last = sample(ExactDenoiser(sampler.steps), sampler, x_T, noise=lambda t: noise(4, t, (n, 2, 1, 1)))
+    *_, last = sample(ExactDenoiser(), sampler, x_T, noise=lambda t: noise(4, t, (n, 2, 1, 1)))
     x = last.x.flatten(1).double()
     np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
     np.testing.assert_allclose(x.T.cov(), COVARIANCE, atol=0.03)
@@ -43,7 +46,7 @@ def test_gaussian_data_comes_back_with_its_mean_and_covariance(sampler):
 def test_ddim_without_randomness_is_the_exact_affine_map():
     """On Gaussian data DDIM is affine, so three points give its mean and covariance without sampling error."""
     x_T = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 2, 1, 1)
-    *_, last = sample(ExactDenoiser(1000), DDIM(1000), x_T, noise=lambda t: pytest.fail("DDIM with eta = 0 asked for noise"))
+    *_, last = sample(ExactDenoiser(), DDIM(1000), x_T, noise=lambda t: pytest.fail("DDIM with eta = 0 asked for noise"))
     mean, *ends = last.x.flatten(1)
     matrix = torch.stack([end - mean for end in ends], dim=1)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
@@ -119,13 +122,45 @@ def test_predicting_x_0_or_eps_is_the_same_sampler():
     assert torch.equal(found.log_variance, expected.log_variance)
 
 
+@pytest.mark.parametrize("steps", [5, "ddim5", "1,2,2"])
+def test_sampling_respaces_by_itself_and_takes_a_respaced_denoiser_as_it_is(steps):
+    full = Denoiser(small_unet(), GaussianDiffusion(Schedule.linear()))
+    respaced = Denoiser(full.network, full.diffusion.respace(steps))
+    x_T = noise(7, 0, (1, 3, 16, 16))
+    ends = [
+        list(sample(d, DDIM(steps), x_T, noise=lambda t: x_T))
+        for d in (full, respaced, GuidedDenoiser(full, []), GuidedDenoiser(respaced, []))
+    ]
+    assert all(len(end) == 5 and torch.equal(end[-1].x, ends[0][-1].x) for end in ends)
+    assert len(full.diffusion.schedule) == 1000
+
+
+def test_more_steps_than_the_denoiser_has_are_refused():
+    denoiser, x_T = small_denoiser(7), noise(7, 0, (1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"cannot keep 250 of 7 .* already respaced to 7"):
+        next(sample(denoiser, DDPM(250), x_T, noise=lambda t: x_T))
+    assert len(list(sample(denoiser, DDIM(3), x_T, noise=lambda t: x_T))) == 3
+
+
+def test_a_denoiser_says_what_it_denoises():
+    denoiser = small_denoiser(num_classes=5, null_label=4)
+    x_0 = noise(7, 0, (1, 3, 16, 16))
+    for one in (denoiser, GuidedDenoiser(denoiser, [])):
+        assert (one.shape, one.num_classes) == ((3, 16, 16), 5)
+        assert one.decode(x_0) is x_0
+    assert small_denoiser().num_classes is None
+
+
 def test_values_that_are_not_finite_stop_the_run_and_name_the_step():
     denoiser = small_denoiser()
 
-    class Breaks:
+    class Breaks(DenoiserLike):
         diffusion = denoiser.diffusion
 
-        def __call__(self, x_t, t, y=None):
+        def respace(self, steps):
+            return self
+
+        def __call__(self, x_t, t, condition=None, **arguments):
             prediction = denoiser(x_t, t)
             if t == 1:
                 prediction.eps[1, 0, 0, 0] = float("nan")
