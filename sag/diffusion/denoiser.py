@@ -33,7 +33,7 @@ class Prediction:
 
 
 class DenoiserLike(Protocol):
-    """What samplers and guidance need: a `Denoiser`, guided or not. A subclass inherits what most denoisers have alike."""
+    """What samplers and guidance need: a `Denoiser`, guided or not, or any class with these attributes and methods."""
 
     @property
     def diffusion(self) -> GaussianDiffusion:
@@ -42,7 +42,6 @@ class DenoiserLike(Protocol):
     @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
         """What may be captured, by name."""
-        return {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,14 +50,12 @@ class DenoiserLike(Protocol):
     @property
     def num_classes(self) -> int | None:
         """How many labels there are, the null one included; None if the denoiser takes no labels."""
-        return None
 
     def respace(self, steps: int | str) -> "DenoiserLike":
         """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Return the images (N, C, H, W) in [-1, 1] that x_0 stands for: x_0 itself, unless it is latent."""
-        return x_0
 
     def __call__(
         self,

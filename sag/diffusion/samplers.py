@@ -1,8 +1,11 @@
 """Samplers: one step each, and the one loop. They run on any denoiser and know nothing of guidance."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +24,21 @@ class Step:
     x_0: Tensor
 
 
+Predict = Callable[[Tensor, int], Prediction]
+"""predict(x, t): what the denoiser says of another x and t, for a sampler that asks more than once in a step."""
+
+
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """steps: how the schedule is respaced before sampling (see `Schedule.respace`)."""
+    """A rule for one step. It has no state: what it needs of earlier steps it is given.
+
+    Args:
+        steps: How the schedule is respaced before sampling (see `Schedule.respace`).
+    """
 
     steps: int | str = 250
+    looks_back: ClassVar[int] = 0
+    """How many earlier steps it is given."""
 
     @abstractmethod
     def step(
@@ -35,8 +48,20 @@ class Sampler(ABC):
         t: int,
         prediction: Prediction,
         noise: Callable[[int], Tensor],
+        history: Sequence[Step] = (),
+        predict: Predict | None = None,
     ) -> Step:
-        """Go from x_t to x_{t-1}. noise(t): standard normal of the shape of x_t, called only if the step is random."""
+        """Go from x_t to x_{t-1}.
+
+        Args:
+            diffusion: The diffusion, respaced.
+            x_t: (N, C, H, W) float32.
+            t: The index in the schedule.
+            prediction: What the denoiser says of x_t.
+            noise: noise(t) is standard normal of the shape of x_t; call it only if the step is random.
+            history: The last `looks_back` steps, the newest last; fewer at the beginning.
+            predict: Asks the denoiser again. What techniques would remember of such a trial is forgotten.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,8 @@ class DDPM(Sampler):
         t: int,
         prediction: Prediction,
         noise: Callable[[int], Tensor],
+        history: Sequence[Step] = (),
+        predict: Predict | None = None,
     ) -> Step:
         """See `Sampler.step`; the last step (t = 0) returns the mean."""
         x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
@@ -83,6 +110,8 @@ class DDIM(Sampler):
         t: int,
         prediction: Prediction,
         noise: Callable[[int], Tensor],
+        history: Sequence[Step] = (),
+        predict: Predict | None = None,
     ) -> Step:
         """See `Sampler.step`. As in guided-diffusion, eps is taken again from the clamped x_0, and the classifier's shift of it
         is not clamped after.
@@ -123,10 +152,14 @@ def sample(
         FloatingPointError: the first step after which a value is not finite, and in which images.
     """
     denoiser = denoiser.respace(sampler.steps)
+    history: deque[Step] = deque(maxlen=sampler.looks_back)
     x = x_T
     steps = len(denoiser.diffusion.schedule)
     for t in reversed(range(steps)):
-        step = sampler.step(denoiser.diffusion, x, t, denoiser(x, t, condition), noise)
+        prediction = denoiser(x, t, condition)
+        predict = partial(denoiser, condition=condition)
+        step = sampler.step(denoiser.diffusion, x, t, prediction, noise, history, predict)
+        history.append(step)
         x = step.x
         bad = ~torch.isfinite(x).flatten(1).all(dim=1)
         if bad.any():

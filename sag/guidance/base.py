@@ -143,7 +143,7 @@ def _without(condition: Condition | None) -> Condition:
     return null
 
 
-class GuidedDenoiser(DenoiserLike):
+class GuidedDenoiser:
     """A denoiser with any number of techniques on top; called like the denoiser, so it nests.
 
     Raises:

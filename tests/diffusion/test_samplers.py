@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import fill, golden, noise, relative_error, small_denoiser, small_unet
 
-from sag.diffusion import DDIM, DDPM, Denoiser, DenoiserLike, GaussianDiffusion, Prediction, Schedule, sample
+from sag.diffusion import DDIM, DDPM, Denoiser, GaussianDiffusion, Prediction, Schedule, sample
 from sag.guidance import GuidedDenoiser
 from sag.models import UNet
 
@@ -15,7 +15,7 @@ MEAN = torch.tensor([0.6, -1.1], dtype=torch.float32)
 COVARIANCE = torch.tensor([[0.9, 0.5], [0.5, 0.6]], dtype=torch.float32)
 
 
-class ExactDenoiser(DenoiserLike):
+class ExactDenoiser:
     """The best possible denoiser of two-pixel "images" that are Gaussian with MEAN and COVARIANCE."""
 
     shape = (2, 1, 1)
@@ -142,6 +142,26 @@ def test_more_steps_than_the_denoiser_has_are_refused():
     assert len(list(sample(denoiser, DDIM(3), x_T, noise=lambda t: x_T))) == 3
 
 
+def test_a_sampler_is_given_the_steps_it_looks_back_on_and_may_ask_again():
+    denoiser, seen = small_denoiser(5), []
+
+    class Curious(DDIM):
+        looks_back = 2
+
+        def step(self, diffusion, x_t, t, prediction, noise, history=(), predict=None):
+            seen.append([step.t for step in history])
+            assert torch.equal(predict(x_t, t).eps, prediction.eps)
+            if history:
+                assert torch.equal(history[-1].x, x_t)
+            return super().step(diffusion, x_t, t, prediction, noise)
+
+    x_T = noise(7, 0, (1, 3, 16, 16))
+    *_, curious = sample(denoiser, Curious(5), x_T, noise=lambda t: x_T)
+    *_, plain = sample(denoiser, DDIM(5), x_T, noise=lambda t: x_T)
+    assert seen == [[], [4], [4, 3], [3, 2], [2, 1]]
+    assert torch.equal(curious.x, plain.x)
+
+
 def test_a_denoiser_says_what_it_denoises():
     denoiser = small_denoiser(num_classes=5, null_label=4)
     x_0 = noise(7, 0, (1, 3, 16, 16))
@@ -154,7 +174,7 @@ def test_a_denoiser_says_what_it_denoises():
 def test_values_that_are_not_finite_stop_the_run_and_name_the_step():
     denoiser = small_denoiser()
 
-    class Breaks(DenoiserLike):
+    class Breaks:
         diffusion = denoiser.diffusion
 
         def respace(self, steps):
