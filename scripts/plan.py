@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import build_guidance, device_name, pick_device, set_up
+from common import build_guidance, device_name, image_size, pick_device, set_up
 from hydra.utils import instantiate
 from measure import seconds
 from omegaconf import DictConfig
@@ -62,8 +62,9 @@ def _guided(cfg: DictConfig) -> tuple[UNet, GuidedDenoiser]:
 
 def _passes(cfg: DictConfig) -> int:
     """Of the network, for each sample."""
-    _, guided = _guided(cfg)
-    return sum(guided.passes(t) for t in range(len(guided.diffusion.schedule)))
+    network, guided = _guided(cfg)
+    shape = (network.image_channels, *image_size(network, cfg.size))
+    return sum(guided.passes(t, shape) for t in range(len(guided.diffusion.schedule)))
 
 
 def _flop(cfg: DictConfig) -> float:

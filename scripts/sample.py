@@ -163,7 +163,7 @@ def describe(job: "Job", out: storage.Folder) -> None:
     """Print what will run, a line for each thing a user wants to check."""
     cfg, network, denoiser = job.cfg, job.denoiser.network, GuidedDenoiser(job.denoiser, job.guidance)
     steps = len(denoiser.diffusion.schedule)
-    passes = sorted({denoiser.passes(t) for t in range(steps)})
+    passes = sorted({denoiser.passes(t, job.shape) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in denoiser.guidance)
     parameters = sum(p.numel() for p in network.parameters())
     channels, height, width = job.shape
@@ -172,7 +172,7 @@ def describe(job: "Job", out: storage.Folder) -> None:
     print(f"precision {cfg.precision}{', compiled' if cfg.compile else ''}")
     print(f"sampler   {type(instantiate(cfg.sampler)).__name__}, {steps} steps")
     for name, arguments in cfg.guidance.items():
-        options = {k: v if not OmegaConf.is_dict(v) else v.name for k, v in arguments.items() if k != "_target_"}
+        options = {k: v if not OmegaConf.is_dict(v) else v.get("name", v) for k, v in arguments.items() if k != "_target_"}
         print(f"guidance  {name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
     per_step = " to ".join(map(str, passes if len(passes) < 3 else passes[:: len(passes) - 1]))
     print(f"passes    {per_step} per step{f', and {gradients} classifier gradient' if gradients else ''}")

@@ -1,7 +1,7 @@
 """The diffusion process: schedules, closed forms, the denoiser and the samplers."""
 
 from sag.diffusion.condition import Condition
-from sag.diffusion.denoiser import Denoiser, DenoiserLike, Prediction
+from sag.diffusion.denoiser import Denoiser, DenoiserLike, Memory, Prediction, Remembered
 from sag.diffusion.gaussian import GaussianDiffusion
 from sag.diffusion.samplers import DDIM, DDPM, Sampler, Step, sample
 from sag.diffusion.schedule import Schedule
@@ -13,7 +13,9 @@ __all__ = [
     "Denoiser",
     "DenoiserLike",
     "GaussianDiffusion",
+    "Memory",
     "Prediction",
+    "Remembered",
     "Sampler",
     "Schedule",
     "Step",

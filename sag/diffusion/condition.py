@@ -1,6 +1,8 @@
 """What a denoiser is told beside x_t and t: labels, text, a small image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +39,25 @@ class Condition:
             rows = ", ".join(f"{name} {count}" for name, count in self._rows().items())
             raise ValueError(f"a condition has one row per sample in all its fields, got {rows}")
 
-    def _values(self) -> dict[str, object]:
+    def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _rows(self) -> dict[str, int]:
         return {name: len(value) for name, value in self._values().items() if isinstance(value, Tensor)}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What is alike in conditions that can be joined: which fields there are, and of what shape."""
+        return tuple(v.shape[1:] if isinstance(v, Tensor) else v for v in self._values().values())
+
+    @staticmethod
+    def join(conditions: "Sequence[Condition]") -> "Condition":
+        """Return one condition with the rows of all of these, which are of one kind."""
+        rows = [c._values() for c in conditions]
+        joined: dict[str, Any] = {
+            name: torch.cat([r[name] for r in rows]) for name, value in rows[0].items() if isinstance(value, Tensor)
+        }
+        return replace(conditions[0], **joined)
 
     def null(self) -> "Condition | None":
         """Return the condition of no class and no text, or None if the network knows none. A small image stays."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,26 @@ from torch import Tensor
 from sag.diffusion.condition import Condition, check_condition
 from sag.diffusion.gaussian import GaussianDiffusion
 from sag.models import Attend, Attention, AttentionLayer, UNet, UpsamplingUNet
+
+
+class Remembered(NamedTuple):
+    """What a technique left in the memory of a trajectory, and the step t at which it did."""
+
+    t: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What one step of a trajectory leaves for the next. It belongs to the trajectory, never to a module.
+
+    Args:
+        own: What each technique of a guided denoiser remembers.
+        within: The memory of the denoiser within a guided one, apart for each question that it is asked.
+    """
+
+    own: Mapping[Any, Remembered] = field(default_factory=dict)
+    within: Mapping[Any, "Memory"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -23,6 +43,7 @@ class Prediction:
         attention: What was captured, by layer.
         x_0: (N, C, H, W) float32, the clean image, not clamped, where the network predicts a velocity (v or flow); otherwise
             None, and x_t and eps imply it.
+        memory: What the next step of the same trajectory is to be given.
     """
 
     eps: Tensor
@@ -30,6 +51,7 @@ class Prediction:
     score: Tensor | None = None
     attention: Mapping[str, Attention] = field(default_factory=dict)
     x_0: Tensor | None = None
+    memory: Memory = field(default_factory=Memory)
 
 
 class DenoiserLike(Protocol):
@@ -65,6 +87,7 @@ class DenoiserLike(Protocol):
         *,
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
+        memory: Memory | None = None,
     ) -> Prediction:
         """Predict from x_t at index t (see `Denoiser.__call__`)."""
 
@@ -124,6 +147,7 @@ class Denoiser:
         *,
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
+        memory: Memory | None = None,
     ) -> Prediction:
         """Predict the noise in x_t.
 
@@ -134,6 +158,7 @@ class Denoiser:
                 may need.
             capture: See `UNet.forward`.
             attend: See `UNet.forward`.
+            memory: What the step before left; a denoiser without techniques leaves nothing.
 
         Raises:
             ValueError: If the condition does not fit the network or the number of images.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sag.diffusion.condition import Condition
-from sag.diffusion.denoiser import DenoiserLike, Prediction
+from sag.diffusion.denoiser import DenoiserLike, Memory, Prediction
 from sag.diffusion.gaussian import GaussianDiffusion
 
 
@@ -153,11 +153,13 @@ def sample(
     """
     denoiser = denoiser.respace(sampler.steps)
     history: deque[Step] = deque(maxlen=sampler.looks_back)
+    memory = Memory()
     x = x_T
     steps = len(denoiser.diffusion.schedule)
     for t in reversed(range(steps)):
-        prediction = denoiser(x, t, condition)
-        predict = partial(denoiser, condition=condition)
+        prediction = denoiser(x, t, condition, memory=memory)
+        memory = prediction.memory
+        predict = partial(denoiser, condition=condition, memory=memory)
         step = sampler.step(denoiser.diffusion, x, t, prediction, noise, history, predict)
         history.append(step)
         x = step.x

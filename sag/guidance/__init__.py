@@ -1,17 +1,25 @@
 """Guidance: techniques that turn a denoiser into a better one, in any combination."""
 
-from sag.guidance.base import Guidance, GuidanceState, GuidedDenoiser, ScoreGuidance, WeakGuidance
+from sag.guidance.base import DifferenceTransform, Guidance, GuidanceState, ScoreGuidance, WeakGuidance
+from sag.guidance.batch import Question
 from sag.guidance.blur import BlurGuidance, gaussian_blur
 from sag.guidance.classifier import ClassifierFreeGuidance, ClassifierGuidance
+from sag.guidance.guided import GuidedDenoiser
+from sag.guidance.rescale import GuidanceRescale
 from sag.guidance.sag import SelfAttentionGuidance, attention_mass
+from sag.guidance.scale import ScaleSchedule
 
 __all__ = [
     "BlurGuidance",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
+    "DifferenceTransform",
     "Guidance",
+    "GuidanceRescale",
     "GuidanceState",
     "GuidedDenoiser",
+    "Question",
+    "ScaleSchedule",
     "ScoreGuidance",
     "SelfAttentionGuidance",
     "WeakGuidance",

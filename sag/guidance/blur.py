@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sag.diffusion.schedule import Table
-from sag.guidance.base import Branch, GuidanceState, WeakGuidance
+from sag.guidance.base import Branch, GuidanceState, Scale, WeakGuidance
+from sag.guidance.batch import Question
 
 
 @lru_cache(maxsize=16)
@@ -50,11 +51,9 @@ class BlurGuidance(WeakGuidance):
         branch: which prediction is degraded where classifier-free guidance makes two; "uncond" as published.
     """
 
-    extra_passes = 1
-
     def __init__(
         self,
-        scale: float,
+        scale: Scale,
         blur_sigma: float,
         blur_kernel: int = 31,
         branch: Branch = "uncond",
@@ -82,6 +81,6 @@ class BlurGuidance(WeakGuidance):
         _, blurred = self.clean_and_blurred(state)
         return state.diffusion.q_sample(blurred, state.t, state.prediction(self.branch).eps)
 
-    def weak(self, state: GuidanceState) -> Tensor:
-        """The eps predicted for the degraded image."""
-        return state.denoiser(self.degrade(state), state.t, state.condition(self.branch)).eps
+    def question(self, state: GuidanceState) -> Question:
+        """What is in the degraded image, told the same as on the branch?"""
+        return Question(self.degrade(state), state.condition(self.branch))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sag.diffusion import Denoiser, DenoiserLike
-from sag.guidance.base import NEEDS_NULL, GuidanceState, ScoreGuidance, WeakGuidance
+from sag.guidance.base import NEEDS_NULL, GuidanceState, Scale, ScoreGuidance, WeakGuidance
+from sag.guidance.batch import Question
 from sag.models import Classifier
 
 
@@ -16,7 +17,7 @@ class ClassifierGuidance(ScoreGuidance):
     scale: the paper's gradient scale. classifier: on the device of the images. interval: see `Guidance`.
     """
 
-    def __init__(self, classifier: Classifier, scale: float, interval: Sequence[float] = (0.0, 1.0)) -> None:
+    def __init__(self, classifier: Classifier, scale: Scale, interval: Sequence[float] = (0.0, 1.0)) -> None:
         super().__init__(scale, interval)
         self.classifier = classifier
 
@@ -34,7 +35,7 @@ class ClassifierGuidance(ScoreGuidance):
             tau = torch.full((len(x),), state.diffusion.schedule.tau[state.t], dtype=torch.float32, device=x.device)
             log_p = self.classifier(x, tau).log_softmax(dim=-1)
             (gradient,) = torch.autograd.grad(log_p.gather(1, condition.labels[:, None]).sum(), x)
-        return self.scale * gradient
+        return self.scale_at(state.time) * gradient
 
 
 class ClassifierFreeGuidance(WeakGuidance):
@@ -45,7 +46,7 @@ class ClassifierFreeGuidance(WeakGuidance):
 
     needs_uncond = True
 
-    def __init__(self, scale: float, interval: Sequence[float] = (0.0, 1.0)) -> None:
+    def __init__(self, scale: Scale, interval: Sequence[float] = (0.0, 1.0)) -> None:
         super().__init__(scale, interval)
 
     def check(self, denoiser: DenoiserLike) -> None:
@@ -53,6 +54,6 @@ class ClassifierFreeGuidance(WeakGuidance):
         if isinstance(denoiser, Denoiser) and denoiser.null_label is None:
             raise ValueError(f"classifier-free guidance {NEEDS_NULL}")
 
-    def weak(self, state: GuidanceState) -> Tensor:
-        """The unconditional eps."""
-        return state.prediction("uncond").eps
+    def question(self, state: GuidanceState) -> Question:
+        """The one of the unconditional branch, which is asked once for all."""
+        return state.question("uncond")

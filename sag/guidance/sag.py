@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sag.diffusion import DenoiserLike
-from sag.guidance.base import Branch, GuidanceState
+from sag.guidance.base import Branch, GuidanceState, Scale
 from sag.guidance.blur import BlurGuidance
 from sag.models import Attention, check_layers
 
@@ -52,7 +52,7 @@ class SelfAttentionGuidance(BlurGuidance):
 
     def __init__(
         self,
-        scale: float,
+        scale: Scale,
         layer: str,
         blur_sigma: float,
         blur_kernel: int = 31,

@@ -285,7 +285,7 @@ def test_an_upsampler_enlarges_the_samples_of_another_run(script, tmp_path):
         (["num_sample=3"], "unknown config key 'num_sample'; did you mean 'num_samples'"),
         (["+other=3"], "unknown config key 'other'"),
         (["model=adm_imagenet1024"], "unknown model 'adm_imagenet1024'; expected one of .*adm_imagenet512"),
-        (["guidance=[sga]"], "unknown guidance 'sga'; expected one of blur, cfg, classifier, sag"),
+        (["guidance=[sga]"], "unknown guidance 'sga'; expected one of blur, cfg, classifier, rescale, sag"),
         (["guidance.sag.layer=output.9"], r"unknown attention layer 'output.9'; this network has: input.3 \(16x16\)"),
         (["guidance.sag.blur_kernel=65"], "a blur_kernel of 65 needs images of at least 33 pixels, got 32x32"),
         (["guidance=[cfg]", "model.null_label=null"], "needs a network trained with a null class"),

@@ -1,0 +1,198 @@
+"""Guidance as one sentence: compare the prediction with a weaker one, and move away from the weaker.
+
+    eps_guided = eps + sum_i s_i (eps_i - eps_weak_i)
+
+eps_i is eps itself, or the unconditional prediction for techniques that work on that branch. A guided denoiser is again a
+denoiser. s_i = 0 is exactly off: no extra pass, bit-equal output. Where the network predicts a velocity (v or flow), the sum is
+made of velocities.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sag.diffusion import Condition, DenoiserLike, GaussianDiffusion, Memory, Prediction
+from sag.guidance.base import DifferenceTransform, Guidance, GuidanceState, Random, ScoreGuidance, WeakGuidance
+from sag.models import Attend, Attention, AttentionLayer
+
+
+class GuidedDenoiser:
+    """A denoiser with any number of techniques on top; called like the denoiser, so it nests.
+
+    Args:
+        denoiser: The denoiser within.
+        guidance: The techniques. What weaker predictions add is summed; then transforms change the sum, in their order.
+        random: Where techniques get random numbers.
+        batched: Whether questions that do not wait for each other are asked in one batch: faster on a large GPU, with more
+            memory and other rounding.
+
+    Raises:
+        ValueError: If a technique does not fit the denoiser (unknown layer, no null class, ...), or a guided denoiser is to be
+            asked in batches: what it remembers and draws belongs to single samples.
+    """
+
+    def __init__(
+        self, denoiser: DenoiserLike, guidance: Sequence[Guidance], random: Random | None = None, *, batched: bool = False
+    ) -> None:
+        for g in guidance:
+            g.check(denoiser)
+        if batched and isinstance(denoiser, GuidedDenoiser):
+            raise ValueError("batched=True needs an unguided denoiser within; give all techniques to one GuidedDenoiser")
+        self.denoiser = denoiser
+        self.guidance = tuple(guidance)
+        self.batched = batched
+        self._random = random
+        self._passes: dict[tuple[int, int, int], list[int]] = {}
+
+    @property
+    def diffusion(self) -> GaussianDiffusion:
+        """The diffusion of the denoiser within."""
+        return self.denoiser.diffusion
+
+    @property
+    def attention_layers(self) -> Mapping[str, AttentionLayer]:
+        """The attention layers of the denoiser within."""
+        return self.denoiser.attention_layers
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the denoiser within denoises."""
+        return self.denoiser.shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of labels of the denoiser within."""
+        return self.denoiser.num_classes
+
+    def respace(self, steps: int | str) -> "GuidedDenoiser":
+        """Return the same techniques on the denoiser within, respaced."""
+        within = self.denoiser.respace(steps)
+        return self if within is self.denoiser else GuidedDenoiser(within, self.guidance, self._random, batched=self.batched)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Return the images that x_0 stands for, by the denoiser within."""
+        return self.denoiser.decode(x_0)
+
+    def active(self, t: int) -> list[Guidance]:
+        """The techniques that are on at step t."""
+        time = float(self.diffusion.schedule.time[t])
+        return [g for g in self.guidance if g.active(time)]
+
+    def passes(self, t: int, shape: tuple[int, int, int] | None = None) -> int:
+        """Return how often the network is asked at step t of a trajectory.
+
+        It is counted in a trajectory on torch's meta device, where nothing is computed; a technique that looks at values, and
+        so cannot run there, runs on zeros. Steps with the same techniques count alike while none of these remembers anything.
+
+        Args:
+            t: The index in the schedule.
+            shape: (C, H, W) of the samples; the denoiser's own by default.
+        """
+        shape = shape or self.shape
+        if shape not in self._passes:
+            try:
+                self._passes[shape] = self._count(shape, torch.device("meta"))
+            except (RuntimeError, TypeError):
+                self._passes[shape] = self._count(shape, torch.device("cpu"))
+        return self._passes[shape][t] * (self.denoiser.passes(t, shape) if isinstance(self.denoiser, GuidedDenoiser) else 1)
+
+    def _count(self, shape: tuple[int, int, int], device: torch.device) -> list[int]:
+        stand_in = _StandIn(self.denoiser)
+        techniques = [g for g in self.guidance if isinstance(g, WeakGuidance)]
+        guided = GuidedDenoiser(stand_in, techniques, lambda t, size: torch.zeros(1, *size, device=device))
+        x_t, memory = torch.zeros(1, *shape, device=device), Memory()
+        condition = Condition(torch.zeros(1, dtype=torch.int64, device=device), null_label=0)
+        counts: list[int] = []
+        known: dict[tuple[Guidance, ...], int] = {}  # of steps at which nothing is remembered
+        for t in reversed(range(len(self.diffusion.schedule))):
+            active, asked = tuple(guided.active(t)), stand_in.asked
+            if active not in known or memory.own:
+                memory = guided(x_t, t, condition, memory=memory).memory
+                known[active] = stand_in.asked - asked
+            counts.append(known[active])
+        return counts[::-1]
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: int,
+        condition: Condition | None = None,
+        *,
+        capture: Collection[str] = (),
+        attend: Mapping[str, Attend] | None = None,
+        memory: Memory | None = None,
+    ) -> Prediction:
+        """As `Denoiser.__call__`; eps, x_0 and score are guided, log-variance and attention are those of the first pass."""
+        active = self.active(t)
+        state = GuidanceState(self.denoiser, x_t, t, condition, active, capture, attend, self._random, memory, self.batched)
+        first = state.prediction("cond")
+        guided, score = _summand(first, state), first.score
+        for g in active:
+            if isinstance(g, WeakGuidance):
+                strong = state.prediction(g.branch)
+                guided = guided + g.scale_at(state.time) * (_summand(strong, state) - _summand(state.weak(g), state))
+            elif isinstance(g, ScoreGuidance):
+                score = g.score(state) if score is None else score + g.score(state)
+        transforms = [g for g in active if isinstance(g, DifferenceTransform)]
+        if not any(isinstance(g, WeakGuidance) for g in active):
+            eps, x_0 = first.eps, first.x_0
+        elif first.x_0 is None and not transforms:
+            eps, x_0 = guided, None
+        else:
+            eps, x_0 = _resolved(guided, first, state)
+            if transforms:
+                clean = _resolved(_summand(first, state), first, state)[1]
+                for g in transforms:
+                    x_0 = clean + g.transform(state, clean, x_0 - clean)
+                eps = state.diffusion.eps_from_x0(x_t, t, x_0)
+            x_0 = None if first.x_0 is None else x_0
+        return replace(first, eps=eps, x_0=x_0, score=score, memory=state.memory)
+
+
+def _summand(prediction: Prediction, state: GuidanceState) -> Tensor:
+    """Return what is summed: eps, or the velocity where the network predicts one, which also holds without any signal."""
+    if prediction.x_0 is None:
+        return prediction.eps
+    return state.diffusion.target(prediction.x_0, prediction.eps, state.t)
+
+
+def _resolved(summand: Tensor, first: Prediction, state: GuidanceState) -> tuple[Tensor, Tensor]:
+    """Return the eps and the x_0 that such a sum stands for."""
+    if first.x_0 is None:
+        return summand, state.diffusion.x0_from_eps(state.x_t, state.t, summand)
+    return state.diffusion.resolve(summand, state.x_t, state.t)
+
+
+class _StandIn:
+    """Answers in place of a denoiser without computing anything, and counts how often it is asked."""
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.diffusion, self.shape = denoiser.diffusion, denoiser.shape
+        self.attention_layers, self.num_classes = denoiser.attention_layers, denoiser.num_classes
+        self.asked = 0
+
+    def respace(self, steps: int | str) -> "_StandIn":
+        raise NotImplementedError
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: int,
+        condition: Condition | None = None,
+        *,
+        capture: Collection[str] = (),
+        attend: Mapping[str, Attend] | None = None,
+        memory: Memory | None = None,
+    ) -> Prediction:
+        self.asked += 1
+        attention = {}
+        for name in capture:
+            layer = self.attention_layers[name]
+            qkv = torch.zeros(len(x_t), layer.heads, layer.resolution**2, layer.channels // layer.heads, device=x_t.device)
+            attention[name] = Attention(qkv, qkv, qkv, (layer.resolution, layer.resolution))
+        return Prediction(x_t, attention=attention, x_0=x_t if self.diffusion.predicts_velocity else None)
