@@ -41,8 +41,8 @@ class Prediction:
         log_variance: (N, C, H, W) float32, the logarithm of the step's variance; None if the denoiser says nothing of it.
         score: The gradient of log p(y | x_t) times its scale, or None; samplers use it by ADM's algorithms 1 and 2.
         attention: What was captured, by layer.
-        x_0: (N, C, H, W) float32, the clean image, not clamped, where the network predicts a velocity (v or flow); otherwise
-            None, and x_t and eps imply it.
+        x_0: (N, C, H, W) float32, the clean image, not clamped, if `GaussianDiffusion.carries_x0`; otherwise None, and x_t and
+            eps imply it.
         memory: What the next step of the same trajectory is to be given.
     """
 
@@ -161,7 +161,7 @@ class Denoiser:
             memory: What the step before left; a denoiser without techniques leaves nothing.
 
         Raises:
-            ValueError: If the condition does not fit the network or the number of images.
+            ValueError: If the condition does not fit the network or the number of images, or the network's output the variance.
         """
         check_condition(condition, len(x_t))
         given = condition or Condition()
@@ -175,11 +175,11 @@ class Denoiser:
         low_res = {} if given.low_res is None else {"low_res": given.low_res}
         labels = None if self.network.num_classes is None else given.labels
         output, attention = self.network(x_t, tau, labels, capture=capture, attend=attend, **low_res)
+        output, of_variance = diffusion.split(output, x_t.shape[1])
         log_variance = None
-        if diffusion.variance == "learned_range":
-            output, fraction = output.chunk(2, dim=1)  # (N, C, H, W) each
-            log_variance = diffusion.learned_log_variance(fraction, t)
+        if of_variance is not None:
+            log_variance = diffusion.learned_log_variance(of_variance, t)
         elif diffusion.variance is not None:
             log_variance = diffusion.fixed_log_variance(t, output)
         eps, x_0 = diffusion.resolve(output, x_t, t)
-        return Prediction(eps, log_variance, attention=attention, x_0=x_0 if diffusion.predicts_velocity else None)
+        return Prediction(eps, log_variance, attention=attention, x_0=x_0 if diffusion.carries_x0 else None)

@@ -75,9 +75,27 @@ class GaussianDiffusion:
         return _at(self.schedule.signal, t, x_0) * x_0 + _at(self.schedule.noise, t, x_0) * eps
 
     @property
-    def predicts_velocity(self) -> bool:
-        """Whether the output is a mixture of eps and x_0, which tells x_0 also where there is no signal."""
-        return self.prediction in ("v", "flow")
+    def carries_x0(self) -> bool:
+        """Whether predictions carry x_0 beside eps: where the network predicts a velocity, or the last step has no signal."""
+        return self.prediction in ("v", "flow") or self.schedule.signal[-1] == 0
+
+    def split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+        """Split what a network gives for images of `channels` into the output and, with a learned variance, what tells that.
+
+        Raises:
+            ValueError: If the network gives another number of channels.
+        """
+        learned = self.variance == "learned_range"
+        wanted = 2 * channels if learned else channels
+        if output.shape[1] != wanted:
+            raise ValueError(
+                f"with variance={self.variance or 'null'} a network for images of {channels} channels gives {wanted} channels, "
+                f"and this one gives {output.shape[1]}; set out_channels={wanted}, or the variance it was trained with"
+            )
+        if not learned:
+            return output, None
+        output, of_variance = output.chunk(2, dim=1)  # (N, C, H, W) each
+        return output, of_variance
 
     def resolve(self, output: Tensor, x_t: Tensor, t: Index) -> tuple[Tensor, Tensor]:
         """Return the eps and the x_0, not clamped, that the network's output stands for."""

@@ -3,8 +3,8 @@
     eps_guided = eps + sum_i s_i (eps_i - eps_weak_i)
 
 eps_i is eps itself, or the unconditional prediction for techniques that work on that branch. A guided denoiser is again a
-denoiser. s_i = 0 is exactly off: no extra pass, bit-equal output. Where the network predicts a velocity (v or flow), the sum is
-made of velocities.
+denoiser. s_i = 0 is exactly off: no extra pass, bit-equal output. Where the network predicts a velocity (v or flow), or the
+schedule ends without signal, the sum is made of what the network predicts, since eps alone does not determine the image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -152,7 +152,7 @@ class GuidedDenoiser:
 
 
 def _summand(prediction: Prediction, state: GuidanceState) -> Tensor:
-    """Return what is summed: eps, or the velocity where the network predicts one, which also holds without any signal."""
+    """Return what is summed: eps, or where the prediction carries x_0 the network's output, which holds without signal too."""
     if prediction.x_0 is None:
         return prediction.eps
     return state.diffusion.target(prediction.x_0, prediction.eps, state.t)
@@ -195,4 +195,4 @@ class _StandIn:
             layer = self.attention_layers[name]
             qkv = torch.zeros(len(x_t), layer.heads, layer.resolution**2, layer.channels // layer.heads, device=x_t.device)
             attention[name] = Attention(qkv, qkv, qkv, (layer.resolution, layer.resolution))
-        return Prediction(x_t, attention=attention, x_0=x_t if self.diffusion.predicts_velocity else None)
+        return Prediction(x_t, attention=attention, x_0=x_t if self.diffusion.carries_x0 else None)

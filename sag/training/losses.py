@@ -90,7 +90,7 @@ class DiffusionLoss(Objective):
             dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
             labels = labels.masked_fill(dropped, self.null_label)
         output = network(x_t, tau, labels)[0].float()
-        prediction, v = output.chunk(2, 1) if d.variance == "learned_range" else (output, None)
+        prediction, v = d.split(output, x_0.shape[1])
         parts = {"mse": (prediction - d.target(x_0, eps, t)).square().flatten(1).mean(1)}
         losses = torch.from_numpy(self._mse_weight).to(x_0.device, torch.float32)[t] * parts["mse"]
         if v is not None:

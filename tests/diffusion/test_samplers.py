@@ -87,6 +87,13 @@ def test_ddpm_takes_the_posteriors_variance_where_the_denoiser_says_nothing_of_i
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize(("variance", "channels"), [("learned_range", 3), ("fixed_small", 6), (None, 6)])
+def test_a_network_of_other_channels_than_the_variance_needs_is_refused(variance, channels):
+    denoiser = Denoiser(small_unet(out_channels=channels), GaussianDiffusion(Schedule.linear(), variance))
+    with pytest.raises(ValueError, match=f"images of 3 channels gives {9 - channels} channels, and this one gives {channels}"):
+        denoiser(noise(7, 0, (1, 3, 16, 16)), 2)
+
+
 def test_ddpm_refuses_a_path_without_betas():
     diffusion = GaussianDiffusion(Schedule.flow(4), None, "flow")
     x = noise(7, 0, (1, 3, 16, 16))

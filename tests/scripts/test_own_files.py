@@ -226,7 +226,12 @@ def test_equal_images(run_script, tmp_path, monkeypatch, groups, policy, message
 
 
 TRAIN = [
-    *["model.network.image_size=16", "model.network.in_channels=3", "model.network.model_channels=32"],
+    *[
+        "model.network.image_size=16",
+        "model.network.in_channels=3",
+        "model.network.out_channels=6",
+        "model.network.model_channels=32",
+    ],
     *["model.network.num_res_blocks=1", "model.network.channel_mult=[1,2]", "model.network.attention_resolutions=[8]"],
     *["model.network.num_classes=null", "model.null_label=null", "settings.batch_size=4", "log_every=1", "grid_steps=1"],
     "device=cpu",

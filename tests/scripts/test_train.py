@@ -16,7 +16,12 @@ from evaluations.fashion import FashionClassifier
 from sag.checkpoints import load_checkpoint
 
 TINY_MODEL = [
-    *["model.network.image_size=16", "model.network.in_channels=3", "model.network.model_channels=32"],
+    *[
+        "model.network.image_size=16",
+        "model.network.in_channels=3",
+        "model.network.out_channels=6",
+        "model.network.model_channels=32",
+    ],
     *["model.network.num_res_blocks=1", "model.network.channel_mult=[1,2]", "model.network.attention_resolutions=[8]"],
     *["model.network.num_classes=5", "model.null_label=4", "task.objective.label_dropout=0.1"],
     *["settings.batch_size=4", "log_every=1", "grid_steps=2", "device=cpu"],
