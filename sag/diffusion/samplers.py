@@ -161,6 +161,7 @@ def sample(
         memory = prediction.memory
         predict = partial(denoiser, condition=condition, memory=memory)
         step = sampler.step(denoiser.diffusion, x, t, prediction, noise, history, predict)
+        del prediction  # its memory is free while the next one is made
         history.append(step)
         x = step.x
         bad = ~torch.isfinite(x).flatten(1).all(dim=1)
