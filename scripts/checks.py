@@ -129,7 +129,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
     if (origin or hint) in LISTS:
         return OmegaConf.is_list(value) and all(fits(item, part) for item in value for part in parts[:1])
-    return OmegaConf.is_dict(value) or (value is None and hint is not Mapping)
+    return OmegaConf.is_dict(value) or (value is None and hint is not Mapping and origin is not collections.abc.Callable)
 
 
 def takes(hint: Any) -> str:

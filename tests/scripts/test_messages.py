@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from sample import SampleConfig
 
 NUMBER, WHOLE = "takes a number, got", "takes a whole number, got"
+SCALE = "guidance.sag.scale takes a number or keys of its own, got"
 WRONG = [  # program, arguments, parts of the sentence
     # a value of another type: keys of the program
     ("sample", ["seed=x"], [f"seed {WHOLE} 'x'"]),
@@ -33,10 +34,10 @@ WRONG = [  # program, arguments, parts of the sentence
     ("demo", ["num_samples=x"], [f"num_samples {WHOLE} 'x'"]),
     ("benchmark", ["compile=true"], ["compile takes a list of true or false, got true"]),
     # ... and arguments of what is built
-    ("sample", ["guidance.sag.scale=abc"], [f"guidance.sag.scale {NUMBER} 'abc'"]),
-    ("sample", ["guidance.sag.scale=null"], [f"guidance.sag.scale {NUMBER} null"]),
-    ("sample", ["guidance.sag.scale=nan"], ["guidance.sag.scale takes a finite number, got nan"]),
-    ("sample", ["guidance.sag.scale=true"], [f"guidance.sag.scale {NUMBER} true"]),
+    ("sample", ["guidance.sag.scale=abc"], [f"{SCALE} 'abc'"]),
+    ("sample", ["guidance.sag.scale=null"], [f"{SCALE} null"]),
+    ("sample", ["guidance.sag.scale=nan"], ["guidance.sag.scale takes a finite number or keys of its own, got nan"]),
+    ("sample", ["guidance.sag.scale=true"], [f"{SCALE} true"]),
     ("sample", ["guidance.sag.blur_kernel=3.5"], [f"guidance.sag.blur_kernel {WHOLE} 3.5"]),
     ("sample", ["guidance.sag.interval=0.5"], ["guidance.sag.interval takes a list of numbers, got 0.5"]),
     ("sample", ["guidance.sag.mask=square_"], ["guidance.sag.mask takes attention, global, random, square or high_frequency"]),

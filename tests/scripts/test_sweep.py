@@ -71,7 +71,7 @@ def test_a_point_whose_value_is_refused_stops_nothing(store, tmp_path, monkeypat
     with pytest.raises(SystemExit, match=r"1 of the points failed \(.*guidance.sag.scale=abc\)"):
         run(sweep.main, "sweep", sweep.SweepConfig, sweep.record_failure)
     failed, scored = store.runs()
-    assert failed.error == "guidance.sag.scale takes a number, got 'abc'"
+    assert failed.error == "guidance.sag.scale takes a number or keys of its own, got 'abc'"
     assert "fid" in scored.metrics
 
 
