@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluations.frechet import Statistics
-from sag.storage import ImageSource, Npz, NpzImages, SelectedImages, atomic, eight_bits, open_images, stream_array
+from sag.data import ImageSource, NpzImages, SelectedImages, eight_bits, open_images
+from sag.sampling.shards import stream_array
+from sag.storage import Npz, atomic
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "num_images", "extractor")
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluations.extractors import Extractor, Features
-from sag.distributed import Claims, Process
-from sag.storage import ImageSource, LocalFolder, Npz, atomic, eight_bits
+from sag.claims import Claims
+from sag.data import ImageSource, eight_bits
+from sag.distributed import Process
+from sag.storage import LocalFolder, Npz, atomic
 
 SHARD = 500  # images per file: about 10 MB of Inception features
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}, {remaining} left"

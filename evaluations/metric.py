@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from evaluations.batches import Batch
     from evaluations.frechet import Statistics
-    from sag.storage import ImageSource
+    from sag.data import ImageSource
 
 Need = Literal["pool", "spatial", "logits", "labels"]
 """Features of the extractor; "labels" are those of the images, for an extractor that classifies by the same labels."""

@@ -14,8 +14,9 @@ from evaluations.extraction import FeatureFiles, extract, folder_name
 from evaluations.extractors import Extractor, Features
 from evaluations.metric import Metric, Summary, Unavailable
 from evaluations.metrics import NAMES, size_name
+from sag.data import eight_bits
 from sag.distributed import Process
-from sag.storage import eight_bits, writing_cache
+from sag.storage import writing_cache
 
 
 @dataclass

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sag.models import Classifier, UNet
-from sag.storage import fetch, read_tensors
+from sag.storage import fetch
+from sag.storage.tensors import read_tensors
 
 BUNDLED = Path(__file__).parent / "weights"
 PREFIXES = (

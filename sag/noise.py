@@ -5,11 +5,12 @@ the step and by what the numbers are for.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sag.data.labels import Labels
 
 _INITIAL, _STEP, _MASK, _LABEL = range(4)  # what a stream is for; part of the counter, so never renumber
 
@@ -77,11 +78,6 @@ class SampleNoise:
     def mask(self, t: int, size: tuple[int, int]) -> Tensor:
         """Numbers for a random mask at index t: (N, h, w) standard normal."""
         return self._normal(_MASK, t, size)
-
-
-Labels = Literal["random", "balanced", "none"] | int | Sequence[int]
-"""How samples get labels: drawn uniformly, i modulo the number of classes, not at all, or given (sample i gets entry i
-modulo the length)."""
 
 
 def sample_labels(labels: Labels, seed: int, indices: Sequence[int], num_classes: int) -> list[int] | None:

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_cluster import benchmark_cluster, lines
-from benchmark_evaluation import benchmark_evaluation
-from common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
-from measure import peak_memory, seconds
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -24,6 +20,10 @@ from sag import storage
 from sag.diffusion import Denoiser, sample
 from sag.guidance import Guidance, GuidedDenoiser
 from sag.noise import SampleNoise
+from scripts.benchmark_cluster import benchmark_cluster, lines
+from scripts.benchmark_evaluation import benchmark_evaluation
+from scripts.common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
+from scripts.measure import peak_memory, seconds
 
 WARM_UP = 2
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT
-from measure import peak_memory
 
 from sag import storage
+from sag.sampling.shards import Shard, check_shards, pack, write_shard
+from scripts.common import ROOT
+from scripts.measure import peak_memory
 
 SAMPLES, SIZE, BATCH = 256, 32, 16
 RUN = [f"num_samples={SAMPLES}", f"batch_size={BATCH}", "sampler.steps=25", "device=cpu"]
@@ -57,12 +58,12 @@ def packing(path: Path, count: int, size: int, batch: int) -> dict[str, Any]:
         images = rng.integers(0, 256, (len(rows), size, size, 3), dtype=np.uint8)
         names.append(f"shards/{start:08d}.npz")
         begin = time.perf_counter()
-        storage.write_shard(folder, names[-1], storage.Shard(images, rows, rows, "benchmark"))
+        write_shard(folder, names[-1], Shard(images, rows, rows, "benchmark"))
         written += time.perf_counter() - begin
 
     def join() -> None:
-        contents = storage.check_shards(folder, names, range(count), "benchmark")
-        storage.pack(folder, names, contents, "packed.npz")
+        contents = check_shards(folder, names, range(count), "benchmark")
+        pack(folder, names, contents, "packed.npz")
 
     before = peak_memory(lambda: None, torch.device("cpu"))
     begin = time.perf_counter()

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import peak_memory, seconds
 from scipy.linalg import sqrtm
 
 from evaluations.frechet import Statistics, frechet_distance
 from evaluations.neighbours import precision_recall
+from scripts.measure import peak_memory, seconds
 
 DIM = 2048
 REFERENCE = 10_000

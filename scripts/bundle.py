@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import PRECISIONS, run, show_notes
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from safetensors.torch import save
 
 from sag import storage
 from sag.checkpoints import read_checkpoint
+from scripts.common import PRECISIONS, run, show_notes
 
 
 @dataclass

@@ -14,18 +14,18 @@ from typing import Any
 import blobfile
 import hydra
 import torch
-from arguments import read_arguments, read_overrides
-from checks import check_settings, check_targets
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from messages import CONFIGS, check_choices, choices, explain, missing, sentence, unknown_choice, unknown_keys
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from own_model import settle
 from yaml import YAMLError
 
+from sag.build.arguments import read_arguments, read_overrides
+from sag.build.checks import check_settings, check_targets
+from sag.build.messages import CONFIGS, check_choices, choices, explain, missing, sentence, unknown_choice, unknown_keys
+from sag.build.own_model import settle
 from sag.checkpoints import CheckpointMismatch, load_network
 from sag.devices import PRECISIONS, device_name, pick_device
 from sag.distributed import Process
@@ -65,8 +65,6 @@ def run(
     """
     _keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not the line of code that gave it
-    paths = [str(ROOT / "scripts"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in dict.fromkeys(paths) if path)  # for jobs that submitit starts
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import composed, run
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig, OmegaConf
-from rows import COLUMNS, compose_row
-from sample import SampleConfig
-from visualize import draw_masks
 
 from sag import storage
+from sag.data import Images
+from sag.sampling.shards import read_samples
+from scripts.common import composed, run
+from scripts.rows import COLUMNS, compose_row
+from scripts.sample import SampleConfig
+from scripts.visualize import draw_masks
 
 matplotlib.use("agg")
 SHOWN = 10  # samples of each row in the picture
@@ -48,7 +50,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
 
 
-def draw_samples(images: Mapping[str, storage.Images], path: Path) -> None:
+def draw_samples(images: Mapping[str, Images], path: Path) -> None:
     """The first samples of every row under each other; a column is one noise."""
     figure = Figure(figsize=(SHOWN * 0.8 + 1.5, len(images) * 0.85))
     for axes, (name, batch) in zip(figure.subplots(len(images), squeeze=False)[:, 0], images.items(), strict=True):
@@ -95,7 +97,7 @@ def main(cfg: DictConfig) -> None:
         run = compose_row("demo", name, [*cfg.common, *overrides, *own]).run(folder, cfg.device)
         assert run is not None
         scores[name] = dict(run.metrics)
-        images[name] = storage.read_samples(next(folder.glob(f"samples_{cfg.num_samples}x*.npz")))[0]
+        images[name] = read_samples(next(folder.glob(f"samples_{cfg.num_samples}x*.npz")))[0]
     draw_samples(images, out / "samples.png")
     sag = composed("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"], SampleConfig)
     draw_masks(sag, cfg.device, out / "masks.png")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import CONFIGS, run
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from evaluations.inception import URL_INCEPTION_V3, inception_weights
 from sag.storage import cached, fetch, remote_size
+from scripts.common import CONFIGS, run
 
 PARTS = ("checkpoint", "classifier", "reference", "inception")
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
-from common import run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
-from own_model import reference_of
 
 from evaluations.metrics import DEFAULT, METRICS, SETTINGS
 from evaluations.published import Published
 from evaluations.score_files import Scored, find_samples, missing_reference, recorded_model, score_files
 from evaluations.self_check import self_check
+from sag.build.own_model import reference_of
 from sag.distributed import Process
+from scripts.common import run
 
 
 @dataclass

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import pick_device, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig
@@ -13,9 +12,10 @@ from omegaconf import MISSING, DictConfig
 from evaluations.batches import write_reference
 from evaluations.extraction import extract, folder_name
 from evaluations.frechet import Moments
+from sag.data import ImageSource, SelectedImages
 from sag.distributed import Process
 from sag.noise import check_word
-from sag.storage import ImageSource, SelectedImages
+from scripts.common import pick_device, run
 
 
 @dataclass

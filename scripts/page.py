@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from common import ROOT
 from PIL import Image
-from rows import COLUMNS
-from tables import Line
 
 from evaluations.results import Run
+from scripts.common import ROOT
+from scripts.rows import COLUMNS
+from scripts.tables import Line
 
 SHOWN = 16  # images of a run in the gallery, at most
 WIDTH = 384  # of a gallery, in pixels, at most

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import build_guidance, device_name, image_size, pick_device, set_up
 from hydra.utils import instantiate
-from measure import seconds
 from omegaconf import DictConfig
-from rows import COLUMNS, Row
 from torch.utils.flop_counter import FlopCounterMode
 
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
 from sag.models import UNet
+from scripts.common import build_guidance, device_name, image_size, pick_device, set_up
+from scripts.measure import seconds
+from scripts.rows import COLUMNS, Row
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes
 CPU_BATCH_FLOP = 2.5e11  # on a CPU the timed batch takes this much, or is 4: seconds, not minutes

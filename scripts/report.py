@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tables
-from common import run
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from page import page
-from rows import COLUMNS
-from tables import Line
 
 from evaluations.results import Results, Run
 from sag import storage
+from scripts import tables
+from scripts.common import run
+from scripts.page import page
+from scripts.rows import COLUMNS
+from scripts.tables import Line
 
 
 @dataclass

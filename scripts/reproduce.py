@@ -5,18 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import sample
-import tables
-from common import run
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from plan import plan
-from rows import Row, compose_row
-from visualize import draw_masks
 
 from evaluations.results import Results
 from sag import storage
 from sag.distributed import Process
+from scripts import sample, tables
+from scripts.common import run
+from scripts.plan import plan
+from scripts.rows import Row, compose_row
+from scripts.visualize import draw_masks
 
 MASKS = "masks.png"  # what SAG saw of a row's first samples
 

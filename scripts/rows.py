@@ -8,14 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import evaluate
-import sample
-from common import CONFIGS, composed
 from omegaconf import DictConfig, OmegaConf
 
 from evaluations.metrics import COLUMNS
 from evaluations.results import Run
 from sag.distributed import Process
+from scripts import evaluate, sample
+from scripts.common import CONFIGS, composed
 
 
 @dataclass(frozen=True)

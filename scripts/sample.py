@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import build_guidance, check_folder, device_name, image_size, load, pick_device, provenance, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -18,11 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from sag import storage
+from sag.claims import Claims, is_claim, this_process
+from sag.data import BITS, Images, ImageSource, NpzImages, SelectedImages
+from sag.data.tensors import dequantise, quantise
 from sag.diffusion import Denoiser, Sampler, sample
-from sag.distributed import Claims, Process, Stop, is_claim, this_process
+from sag.distributed import Process, Stop
 from sag.guidance import ClassifierGuidance, Guidance, GuidedDenoiser
 from sag.models import UNet, UpsamplingUNet
 from sag.noise import SampleNoise, sample_labels
+from sag.sampling import shards
+from sag.sampling.earlier import EarlierSamples
+from scripts.common import build_guidance, check_folder, device_name, image_size, load, pick_device, provenance, run
 
 GRID = 64  # at most so many images in the picture
 PICTURE = "grid.png"
@@ -132,7 +137,7 @@ def choose_labels(
     return chosen
 
 
-def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[storage.ImageSource | None, list[int] | None]:
+def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[ImageSource | None, list[int] | None]:
     """The low-resolution images (and labels) of the samples for an upsampling model, else (None, None).
 
     Raises:
@@ -147,7 +152,7 @@ def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tupl
         )
     if not upsampling:
         return None, None
-    images = storage.NpzImages(cfg.low_res)
+    images = NpzImages(cfg.low_res)
     labels = images.labels()
     if max(indices) >= len(images):
         raise ValueError(
@@ -156,7 +161,7 @@ def read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tupl
     if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
         raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of {cfg.model.name}")
     rows = np.asarray(indices)
-    return storage.SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
+    return SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
 
 
 def describe(job: "Job", out: storage.Folder) -> None:
@@ -212,7 +217,7 @@ class Job:
     denoiser: Denoiser
     guidance: list[Guidance]
     sampler: Sampler
-    low_res: storage.ImageSource | None
+    low_res: ImageSource | None
     device: torch.device
     key: str
 
@@ -225,7 +230,7 @@ class Job:
     def batch(self, count: int) -> str:
         """The name of `count` packed samples."""
         channels, height, width = self.shape
-        stored = 3 if channels == 1 and self.cfg.bits == 8 else channels  # as storage.quantise
+        stored = 3 if channels == 1 and self.cfg.bits == 8 else channels  # as quantise
         return f"samples_{count}x{height}x{width}x{stored}.npz"
 
     @property
@@ -238,7 +243,7 @@ class Job:
         """The rows of `indices` in each shard, by its name; fixed by the number of samples and the batch size."""
         count, size = len(self.indices), self.cfg.batch_size
         rows = (range(start, min(start + size, count)) for start in range(0, count, size))
-        return {storage.shard_name(own): own for own in rows}
+        return {shards.shard_name(own): own for own in rows}
 
 
 def prepare(cfg: DictConfig) -> Job:
@@ -247,7 +252,7 @@ def prepare(cfg: DictConfig) -> Job:
     Raises:
         ValueError: what cannot be sampled; nothing is written.
     """
-    if cfg.bits not in storage.BITS:
+    if cfg.bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {cfg.bits}")
     if cfg.duplicates not in (None, "refuse", "warn"):
         raise ValueError(f"duplicates must be refuse, warn or null, got {cfg.duplicates!r}")
@@ -265,7 +270,7 @@ def prepare(cfg: DictConfig) -> Job:
 def make(job: Job, rows: Sequence[int], watch: Callable[[float], None]) -> torch.Tensor:
     """The images of some rows, (n, C, H, W) in [-1, 1]; `watch` is called after every step with the share that is done."""
     noise = SampleNoise(job.cfg.seed, [job.indices[row] for row in rows], job.shape, job.device)
-    low_res = None if job.low_res is None else storage.dequantise(job.low_res.take(np.asarray(rows)), job.device)
+    low_res = None if job.low_res is None else dequantise(job.low_res.take(np.asarray(rows)), job.device)
     y = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=job.device)
     condition = job.denoiser.condition(y, low_res)
     guided = GuidedDenoiser(job.denoiser, job.guidance, noise.mask)
@@ -283,13 +288,13 @@ def check_place(job: Job, out: storage.Folder) -> None:
     Raises:
         ValueError: results of other settings, or a file that no run with these settings wrote.
     """
-    shards = out.names(SHARDS)  # before the names in `out`, where another process may just begin
+    present = out.names(SHARDS)  # before the names in `out`, where another process may just begin
     check_folder(out, identity(job.cfg), LAYOUT)
     if out.exists("config.yaml"):
         own = storage.own_files(out, job.key)
     else:
         own = set()
-        strangers = {name for name in shards if not is_claim(out, f"{SHARDS}/{name}")}
+        strangers = {name for name in present if not is_claim(out, f"{SHARDS}/{name}")}
         storage.refuse_foreign(out, {f"{SHARDS}/{name}" for name in strangers}, own)
     if SHARDS in out.names():
         raise ValueError(f"{out}/{SHARDS} is a file, where the run needs a folder; give another out, or move it away")
@@ -304,23 +309,23 @@ def remove_damaged(job: Job, out: storage.Folder) -> None:
     """
     for name in sorted(out.names(SHARDS) & set(job.shards)):
         try:
-            if storage.read_shard(out, f"{SHARDS}/{name}").settings != job.key:
+            if shards.read_shard(out, f"{SHARDS}/{name}").settings != job.key:
                 raise ValueError(
                     f"{out}/{SHARDS}/{name} is a shard of a run with other settings; remove it, or give another out"
                 )
-        except storage.DamagedShard as error:
+        except shards.DamagedShard as error:
             print(f"warning   {error}; it is made again", flush=True)
             out.remove(error.name)
         except FileNotFoundError:  # another process removed it just now, as it is damaged or packed
             continue
 
 
-def find_earlier(job: Job, out: storage.Folder) -> storage.EarlierSamples:
+def find_earlier(job: Job, out: storage.Folder) -> EarlierSamples:
     """The samples that earlier runs with another length or batch size left in `out`."""
     own = storage.own_files(out, job.key) & out.names()
     counts = {name: int(count[1]) for name in own if (count := re.match(r"samples_(\d+)x", name))}
     packed = {name: count for name, count in counts.items() if name == job.batch(count)}
-    return storage.EarlierSamples(out, SHARDS, job.key, job.shards, packed if job.cfg.indices is None else {})
+    return EarlierSamples(out, SHARDS, job.key, job.shards, packed if job.cfg.indices is None else {})
 
 
 def begin(job: Job, out: storage.Folder) -> None:
@@ -362,19 +367,19 @@ def work(job: Job, out: storage.Folder, process: Process, stop: Stop) -> None:
             images = earlier.read(rows)
             missing = [row for row in rows if row not in images]
             if missing:
-                images |= dict(zip(missing, storage.quantise(make(job, missing, watch), job.cfg.bits), strict=True))
+                images |= dict(zip(missing, quantise(make(job, missing, watch), job.cfg.bits), strict=True))
             begin(job, out)
             made = {**this_process(), "rank": process.rank, "time": time.time(), "seconds": time.monotonic() - begun}
             wanted = job.indices[rows.start : rows.stop]
             indices: Any = np.array(wanted, np.int64 if max(wanted) < 2**63 else np.uint64)
-            shard = storage.Shard(
+            shard = shards.Shard(
                 np.stack([images[row] for row in rows]),
                 None if job.labels is None else np.asarray(job.labels[rows.start : rows.stop]),
                 indices,
                 job.key,
                 {**made, "reused": len(rows) - len(missing)},
             )
-            storage.write_shard(out, f"{SHARDS}/{name}", shard)
+            shards.write_shard(out, f"{SHARDS}/{name}", shard)
 
 
 def finish(job: Job, out: storage.Folder, process: Process) -> None:
@@ -394,16 +399,16 @@ def finish(job: Job, out: storage.Folder, process: Process) -> None:
     for _ in claims.take([job.target], finished=over):  # it is never among the shards: its claim is
         names = [f"{SHARDS}/{name}" for name in job.shards]
         try:
-            contents = storage.check_shards(out, names, job.indices, job.key, claims.beat, job.cfg.duplicates)
-            shown: list[storage.Images] = []
+            contents = shards.check_shards(out, names, job.indices, job.key, claims.beat, job.cfg.duplicates)
+            shown: list[Images] = []
             for name in names[: -(-GRID // job.cfg.batch_size)]:
-                shown += list(storage.read_shard(out, name).images[: GRID - len(shown)])
+                shown += list(shards.read_shard(out, name).images[: GRID - len(shown)])
             check_place(job, out)
             out.write(storage.RECORD, storage.to_json(record(job, contents.made, storage.own_files(out, job.key))))
             with out.writer(PICTURE) as file:
-                Image.fromarray(storage.picture(np.stack(shown))).save(file, "PNG")
-            storage.pack(out, names, contents, job.target, claims.beat)
-        except storage.DamagedShard as error:
+                Image.fromarray(shards.picture(np.stack(shown))).save(file, "PNG")
+            shards.pack(out, names, contents, job.target, claims.beat)
+        except shards.DamagedShard as error:
             print(f"warning   {error}; it is made again", flush=True)
             out.remove(error.name)
             return
@@ -438,13 +443,13 @@ def tidy(job: Job, out: storage.Folder) -> None:
 
 def is_own_shard(job: Job, out: storage.Folder, name: str) -> bool:
     """Whether this is a shard, or a dead process's claim, of a run with these settings and another length or batch size."""
-    if storage.shard_rows(name.removesuffix(".claim")) is None:
+    if shards.shard_rows(name.removesuffix(".claim")) is None:
         return False
     if name.endswith(".claim"):
         return is_claim(out, f"{SHARDS}/{name}", dead=True)
     try:
-        return storage.read_shard(out, f"{SHARDS}/{name}").settings == job.key
-    except (storage.DamagedShard, FileNotFoundError):
+        return shards.read_shard(out, f"{SHARDS}/{name}").settings == job.key
+    except (shards.DamagedShard, FileNotFoundError):
         return False
 
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common import read_config, run
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from sample import SHARDS
 
 from sag import storage
-from sag.distributed import is_claim
+from sag.claims import is_claim
+from sag.sampling import shards
+from scripts.common import read_config, run
+from scripts.sample import SHARDS
 
 
 @dataclass
@@ -59,9 +60,9 @@ def main(cfg: DictConfig) -> None:
         ValueError: no run there.
     """
     out = storage.open_folder(cfg.out)
-    shards, files = out.names(SHARDS), out.names()
+    present, files = out.names(SHARDS), out.names()
     if "config.yaml" not in files:
-        begun = " yet; its first shard is being made" if shards else "; give the folder of a run of scripts/sample.py as out="
+        begun = " yet; its first shard is being made" if present else "; give the folder of a run of scripts/sample.py as out="
         raise ValueError(f"{out} holds no config.yaml{begun}")
     settings = read_config(out)
     if not {"num_samples", "indices"} <= set(settings):
@@ -72,17 +73,17 @@ def main(cfg: DictConfig) -> None:
         print(f"finished  {out}/{packed[0]}")
         return
     made = {}
-    for name in sorted(shards):
-        if storage.shard_rows(name) is None:
+    for name in sorted(present):
+        if shards.shard_rows(name) is None:
             continue
         try:
-            made[name] = storage.read_shard(out, f"{SHARDS}/{name}").made
-        except storage.DamagedShard as error:
+            made[name] = shards.read_shard(out, f"{SHARDS}/{name}").made
+        except shards.DamagedShard as error:
             print(f"warning   {error}; it will be made again")
         except FileNotFoundError:  # the run goes on: packed just now, perhaps
             main(cfg)
             return
-    rows = {name: storage.shard_rows(name) or range(0) for name in made}
+    rows = {name: shards.shard_rows(name) or range(0) for name in made}
     sizes = {name: len(own) for name, own in rows.items()}
     missing = sorted(set(range(len(indices))).difference(*rows.values()))
     done = len(indices) - len(missing)
@@ -95,7 +96,7 @@ def main(cfg: DictConfig) -> None:
     per_second = speed(list(made.values()), [sizes[name] for name in made], cfg.minutes)
     left = f", {duration((len(indices) - done) / per_second)} left" if per_second else ""
     print(f"speed     {per_second:.3g} images/s over the last {cfg.minutes:g} minutes{left}")
-    claims = [f"{SHARDS}/{name}" for name in shards if name.endswith(".claim")]
+    claims = [f"{SHARDS}/{name}" for name in present if name.endswith(".claim")]
     dead = sum(is_claim(out, name, dead=True) for name in claims)
     print(f"at work   {len(claims) - dead} shards are claimed{f', {dead} more by processes that have ended' if dead else ''}")
     if missing:

@@ -9,17 +9,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import sample
-import tables
-from common import USER_ERRORS, run, sentence
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
-from rows import Row
 
 from evaluations.results import Results, Run
 from sag.distributed import Process
+from scripts import sample, tables
+from scripts.common import USER_ERRORS, run, sentence
+from scripts.rows import Row
 
 PLACES = {"device", "out", "name", "scoring", "objective", "results"}
 UNNAMED = PLACES | {"seed", "num_samples", "batch_size", "precision", "compile"}

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rows import COLUMNS, row_names
 
 from evaluations.results import Run
 from sag import storage
+from scripts.rows import COLUMNS, row_names
 
 matplotlib.use("agg")
 BASE = "no guidance"  # the row that the others of a plot are compared with

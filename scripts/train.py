@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import check_folder, device_name, image_size, pick_device, run, show_notes
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -19,12 +18,15 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.checkpoints import load_weights
+from sag.data import ImageSource
+from sag.data.tensors import quantise
 from sag.diffusion import DDIM, Denoiser, sample
 from sag.distributed import Process, set_meeting_place
 from sag.models import UNet
 from sag.noise import SampleNoise
-from sag.storage import ImageSource
+from sag.sampling.shards import picture
 from sag.training import STATE, Objective, Settings, Trainer
+from scripts.common import check_folder, device_name, image_size, pick_device, run, show_notes
 
 MEETING = timedelta(minutes=10)  # how long processes wait for each other
 GRID = 64
@@ -85,9 +87,9 @@ def draw(trainer: Trainer, cfg: DictConfig) -> None:
         y = torch.arange(GRID, device=trainer.device) % (network.num_classes - (cfg.model.null_label is not None))
     denoiser = Denoiser(network, diffusion, cfg.model.null_label)
     *_, last = sample(denoiser, DDIM(f"ddim{cfg.grid_steps}"), noise.initial(), denoiser.condition(y), noise=noise.step)
-    picture = storage.picture(storage.quantise(last.x))
+    pixels = picture(quantise(last.x))
     with trainer.writer(f"grid{trainer.step:06d}.png") as file:
-        Image.fromarray(picture).save(file, "PNG")
+        Image.fromarray(pixels).save(file, "PNG")
 
 
 def join(process: Process, device: torch.device) -> None:

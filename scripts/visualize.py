@@ -9,21 +9,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from common import build_guidance, image_size, load, pick_device, run
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
-from sample import choose_labels
 from torch import Tensor
 
 from sag import storage
+from sag.data import Images
+from sag.data.tensors import quantise
 from sag.diffusion import Condition, Denoiser, Sampler, sample
 from sag.guidance import Guidance, GuidanceState, GuidedDenoiser, SelfAttentionGuidance
 from sag.models import AttentionLayer
 from sag.noise import SampleNoise
+from scripts.common import build_guidance, image_size, load, pick_device, run
+from scripts.sample import choose_labels
 
 matplotlib.use("agg")
 PIXELS = 96  # the least size of an image in the GIF
@@ -63,9 +65,9 @@ class Moment:
     """
 
     time: float
-    clean: storage.Images
+    clean: Images
     mask: NDArray[np.bool_]
-    degraded: storage.Images
+    degraded: Images
     difference: NDArray[np.float32]
 
 
@@ -104,18 +106,18 @@ def observe(
     )
 
 
-def _rgb(x: Tensor) -> storage.Images:
+def _rgb(x: Tensor) -> Images:
     """Images (N, C, H, W) in [-1, 1] as pictures: the first three channels, or the first one in grey."""
-    return storage.quantise(x[:, :3] if x.shape[1] >= 3 else x[:, :1])
+    return quantise(x[:, :3] if x.shape[1] >= 3 else x[:, :1])
 
 
-def overlay(moment: Moment) -> storage.Images:
+def overlay(moment: Moment) -> Images:
     """The clean images, red where they are blurred."""
     red = np.where(moment.mask[..., None], [255, 60, 60], moment.clean)
     return (0.65 * moment.clean + 0.35 * red).astype(np.uint8)
 
 
-def panels(moment: Moment) -> Mapping[str, storage.Images]:
+def panels(moment: Moment) -> Mapping[str, Images]:
     """Pictures of a moment, (n, H, W, 3) uint8 each; the difference is relative to its own largest value."""
     grey = 255 * moment.difference / max(float(moment.difference.max()), 1e-12)
     return {

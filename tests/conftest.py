@@ -1,10 +1,9 @@
-"""Puts the helpers and the scripts on the path, keeps tests off the user's cache, and starts a local blob store."""
+"""Keeps tests off the user's cache, and starts a local blob store."""
 
 import functools
 import json
 import os
 import sys
-from pathlib import Path
 
 import blobfile
 import pytest
@@ -18,8 +17,6 @@ from sag.storage import folders
 if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each worker, and for the programs it starts
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     """Run a script's main in this process with arguments; returns what it printed, or raises SystemExit with its message."""
-    from common import run
+    from scripts.common import run
 
     def call(main, config_name, schema, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{config_name}.py", *arguments])

@@ -2,13 +2,13 @@
 
 from hashlib import sha256
 
-import make_reference
 import numpy as np
 import pytest
 import torch
 
 from sag.noise import SampleNoise, sample_labels
 from sag.training import Settings
+from scripts import make_reference
 
 CPU = torch.device("cpu")
 

@@ -11,18 +11,14 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from common import run
 
 from sag.storage import files, folders
+from scripts.common import run
 
 for name in sys.argv[1:]:  # the programs that will be started
-    importlib.import_module(name)
+    importlib.import_module(f"scripts.{name}")
 
 
 class Dying:
@@ -92,7 +88,7 @@ def child(job):
     torch.set_num_threads(1)
     name = job["program"]
     sys.argv = [f"{name}.py", *job["arguments"]]
-    program = importlib.import_module(name)
+    program = importlib.import_module(f"scripts.{name}")
     schema = getattr(program, "".join(word.capitalize() for word in name.split("_")) + "Config")
     if job["die_writing"]:
         die_writing(*job["die_writing"])

@@ -15,7 +15,7 @@ from evaluations.metric import Metric, Running, Summary
 if TYPE_CHECKING:
     import torch
 
-    from sag.storage import ImageSource
+    from sag.data import ImageSource
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from evaluations.metric import Metric, Running, Summary, check_count
 if TYPE_CHECKING:
     import torch
 
-    from sag.storage import ImageSource
+    from sag.data import ImageSource
 
 CHUNK = 5000  # images per chunk in the reference program; the last chunk may be smaller and weighs the same
 SHUFFLE_SEED = 2020  # torch-fidelity's

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sag.diffusion.schedule import Schedule, Table
-from sag.models.flags import Flags, read_diffusion_flags
+from sag.flags import Flags, read_diffusion_flags
 
 Index = int | Tensor
 """A step of the (respaced) schedule: one number for all, or (N,) int64, one for each image."""

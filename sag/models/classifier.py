@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sag.flags import Flags, read_classifier_flags
 from sag.models.attention import AttentionPool2d
-from sag.models.flags import Flags, read_classifier_flags
 from sag.models.layers import GroupNorm32, timestep_embedding
 from sag.models.unet import Trunk, memory_format, run_block, set_body_dtype
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sag.flags import Flags, read_unet_flags
 from sag.models.attention import Attend, Attention, AttentionBlock, AttentionLayer, check_layers
-from sag.models.flags import Flags, read_unet_flags
 from sag.models.layers import Downsample, GroupNorm32, ResBlock, Upsample, time_mlp, timestep_embedding, zero
 
 

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from sag.data import Images, ImageSource
+from sag.data.tensors import dequantise
 from sag.distributed import Process
 from sag.noise import check_word
-from sag.storage import Images, ImageSource, LocalFolder, atomic, dequantise, refuse_foreign
+from sag.storage import LocalFolder, atomic, refuse_foreign
 from sag.training.losses import Objective
 
 STATE, LOG = "state.json", "log.csv"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluations.batches import open_batch, write_reference
 from evaluations.frechet import Statistics
-from sag.storage import ArrayImages
+from sag.data import ArrayImages
 
 IMAGES = random_images(0, 6)
 STATISTICS = {"mu": np.zeros(4), "sigma": np.eye(4)}

@@ -20,8 +20,8 @@ from evaluations.metrics.inception_score import InceptionScore
 from evaluations.metrics.kid import kernel_distance
 from evaluations.neighbours import density_coverage, precision_recall
 from evaluations.scoring import score, table
+from sag.data import ArrayImages
 from sag.distributed import Process
-from sag.storage import ArrayImages
 
 
 @pytest.fixture(autouse=True)

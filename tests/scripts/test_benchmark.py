@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 
-import benchmark
-import benchmark_cluster
-import benchmark_evaluation
 import pytest
 import torch
 from helpers import ROOT
+
+from scripts import benchmark, benchmark_cluster, benchmark_evaluation
 
 
 def test_the_benchmark_writes_a_row_for_every_case(tmp_path, run_script):

@@ -1,15 +1,15 @@
 """Every config builds what it says, at the published shapes and settings."""
 
 import pytest
-import sample  # noqa: F401  registers the schema of sample.yaml
 import torch
-from common import CONFIGS
 from helpers import golden, shapes
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from sag.checkpoints import load_checkpoint
+from scripts import sample  # noqa: F401  registers the schema of sample.yaml
+from scripts.common import CONFIGS
 
 MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml") if file.stem != "flags")
 CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))

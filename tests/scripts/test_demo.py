@@ -1,12 +1,12 @@
 """The demo and the conversion of checkpoints, as a user runs them."""
 
-import bundle
-import demo
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from scripts import bundle, demo
 
 QUICK = "['model=fashion32','sampler=ddim','sampler.steps=ddim2','labels=balanced','batch_size=12']"
 

@@ -1,9 +1,9 @@
 """Prefetching, with the network replaced."""
 
-import download
 import pytest
 
 from sag.storage import cached
+from scripts import download
 
 
 @pytest.fixture

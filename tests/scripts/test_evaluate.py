@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 
-import evaluate
-import make_reference
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,8 @@ from PIL import Image
 
 from evaluations import score_files
 from evaluations.inception import Inception
-from sag.storage import NpzImages
+from sag.data import NpzImages
+from scripts import evaluate, make_reference
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 import warnings
 
-import evaluate
-import make_reference
 import numpy as np
 import pytest
-import train
 from helpers import TINY
 from PIL import Image
 
-from sag.storage import open_images
+from sag.data import open_images
+from scripts import evaluate, make_reference, train
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import importlib
 
 import pytest
-from arguments import quote, read_arguments
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from sample import SampleConfig
+
+from sag.build.arguments import quote, read_arguments
+from scripts.sample import SampleConfig
 
 NUMBER, WHOLE = "takes a number, got", "takes a whole number, got"
 SCALE = "guidance.sag.scale takes a number or keys of its own, got"
@@ -160,7 +161,7 @@ WRONG = [  # program, arguments, parts of the sentence
 )
 def test_a_wrong_command_line_is_one_sentence(run_script, tmp_path, monkeypatch, program, arguments, parts):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(program)
+    module = importlib.import_module(f"scripts.{program}")
     schema = getattr(module, f"{program.title().replace('_', '')}Config")
     with pytest.raises(SystemExit) as caught:
         run_script(module.main, program, schema, *arguments)
@@ -210,8 +211,8 @@ def test_what_is_quoted_for_hydra_or_means_several_values_stays():
 
 
 def test_lists_of_texts_need_no_quotes_within(run_script):
-    from evaluate import EvaluateConfig
-    from reproduce import ReproduceConfig
+    from scripts.evaluate import EvaluateConfig
+    from scripts.reproduce import ReproduceConfig
 
     found = read_arguments(["common=[precision=bfloat16, guidance=[sag,cfg],'seed=1']"], ReproduceConfig)
     assert OverridesParser.create().parse_override(found[0]).value() == ["precision=bfloat16", "guidance=[sag,cfg]", "seed=1"]

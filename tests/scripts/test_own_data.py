@@ -3,28 +3,26 @@
 import re
 from pathlib import Path
 
-import evaluate
-import make_reference
 import numpy as np
 import pytest
-import sample
 import torch
-import train
-import visualize
-from common import CONFIGS, composed
 from helpers import TINY, small_unet
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from own_model import reference_of, sag_defaults
 from PIL import Image
-from rows import compose_row
 
 from evaluations.results import Results
-from sag import storage
+from sag.build.own_model import reference_of, sag_defaults
 from sag.checkpoints import load_checkpoint
+from sag.data import ArrayImages, eight_bits, from_values, open_images, to_values
+from sag.data.tensors import dequantise, quantise
 from sag.diffusion import GaussianDiffusion
 from sag.models import UNet, UpsamplingUNet
+from sag.sampling.shards import read_samples
+from scripts import evaluate, make_reference, sample, train, visualize
+from scripts.common import CONFIGS, composed
+from scripts.rows import compose_row
 
 SIZE = (24, 16)
 RANGE = (-1000.0, 3000.0)
@@ -61,7 +59,7 @@ def train_and_sample(run_script, tmp_path, channels, data):
     listed = run_script(visualize.main, "visualize", visualize.VisualizeConfig, *network(channels), "list=true")
     assert re.findall(r"^(\S+) +\d+x\d+", listed, re.MULTILINE) == ["input.3", "middle", "output.0", "output.1"]
     assert Image.open(tmp_path / "samples/grid.png").size == (3 * 16, 3 * 24)
-    samples = storage.open_images(tmp_path / f"samples/samples_8x24x16x{channels}.npz")
+    samples = open_images(tmp_path / f"samples/samples_8x24x16x{channels}.npz")
     assert (samples.shape, samples.read(0, 1).dtype) == ((8, *SIZE, channels), np.uint16)
     return samples
 
@@ -87,7 +85,7 @@ def test_16_bit_grey_files(run_script, tmp_path):
         Image.fromarray(stored).save(tmp_path / f"scans/{i:02d}.png")
     data = ["data=folder", f"data.path={tmp_path / 'scans'}", "data.size=[24,16]", "data.value_range=[0,4000]"]
     samples = train_and_sample(run_script, tmp_path, 1, data)
-    values = storage.to_values(samples.read(0, 8), RANGE)
+    values = to_values(samples.read(0, 8), RANGE)
     assert values.min() >= RANGE[0]
     assert values.max() <= RANGE[1]
     assert len(np.unique(values)) > 256  # more than 8 bits would hold
@@ -95,7 +93,7 @@ def test_16_bit_grey_files(run_script, tmp_path):
 
 
 def test_any_number_of_channels(run_script, tmp_path):
-    np.savez(tmp_path / "scans.npz", storage.from_values(scans(12, 5), RANGE))
+    np.savez(tmp_path / "scans.npz", from_values(scans(12, 5), RANGE))
     data = ["data=npz", f"data.path={tmp_path / 'scans.npz'}"]
     train_and_sample(run_script, tmp_path, 5, data)
     five = ["extractor.mean=[0,0,0,0,0]", "extractor.std=[1,1,1,1,1]", "+extractor.network.channels=5"]
@@ -123,8 +121,8 @@ def test_any_number_of_channels(run_script, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_said(run_script, tmp_path, monkeypatch, script, arguments, message):
-    ready = storage.ArrayImages(np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int64))
-    monkeypatch.setattr("sag.training.data.fashion_mnist", lambda **options: ready)
+    ready = ArrayImages(np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int64))
+    monkeypatch.setattr("sag.data.fashion_mnist.fashion_mnist", lambda **options: ready)
     main, schema = (sample.main, sample.SampleConfig) if script == "sample" else (train.main, train.TrainConfig)
     with pytest.raises(SystemExit, match=message):
         run_script(main, script, schema, *arguments, "device=cpu", f"out={tmp_path / 'out'}")
@@ -134,18 +132,18 @@ def test_what_does_not_fit_is_said(run_script, tmp_path, monkeypatch, script, ar
 def test_levels_and_back():
     x = torch.rand(2, 3, 4, 5) * 2 - 1
     for bits, error in ((8, 1 / 127.5), (16, 1 / 65535)):
-        levels = storage.quantise(x, bits)
-        assert float((storage.dequantise(levels) - x).abs().max()) <= error * 1.01
-    ends = storage.quantise(torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3), 16)
-    assert storage.eight_bits(ends).ravel().tolist() == [0, 128, 255]
+        levels = quantise(x, bits)
+        assert float((dequantise(levels) - x).abs().max()) <= error * 1.01
+    ends = quantise(torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3), 16)
+    assert eight_bits(ends).ravel().tolist() == [0, 128, 255]
     values = np.linspace(*RANGE, 1001)
-    levels = storage.from_values(values, RANGE)
-    assert np.abs(storage.to_values(levels, RANGE) - values).max() <= 4000 / 65535 * 0.51
-    assert storage.from_values(np.array([-5000.0, 5000.0]), RANGE).tolist() == [0, 65535]
+    levels = from_values(values, RANGE)
+    assert np.abs(to_values(levels, RANGE) - values).max() <= 4000 / 65535 * 0.51
+    assert from_values(np.array([-5000.0, 5000.0]), RANGE).tolist() == [0, 65535]
     with pytest.raises(ValueError, match=r"value_range must be \[low, high\] with low below high, got \[3, 3\]"):
-        storage.to_values(levels, (3, 3))
+        to_values(levels, (3, 3))
     with pytest.raises(ValueError, match="the values are not all finite"):
-        storage.from_values(np.array([np.nan]), RANGE)
+        from_values(np.array([np.nan]), RANGE)
 
 
 @pytest.fixture
@@ -311,7 +309,7 @@ def test_flags_describe_bundled_weights_and_the_samples_are_the_same(run_script,
         "the flags use_fp16, batch_size do not describe the model and are not used; give precision=, batch_size= inst"
         in printed
     )
-    images = [storage.read_samples(tmp_path / name / "samples_2x32x32x3.npz")[0] for name in ("bundled", "own")]
+    images = [read_samples(tmp_path / name / "samples_2x32x32x3.npz")[0] for name in ("bundled", "own")]
     assert np.array_equal(*images)
     recorded = OmegaConf.load(tmp_path / "own/config.yaml").model
     assert (recorded.name, recorded.network.in_channels, recorded.get("flags")) == ("own_copy", 1, None)

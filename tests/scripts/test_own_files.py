@@ -7,24 +7,15 @@ import sqlite3
 import sys
 from pathlib import Path
 
-import benchmark
-import bundle
-import demo
-import evaluate
-import make_reference
 import numpy as np
 import pytest
-import report
-import reproduce
-import sample
 import torch
-import train
-import visualize
 from helpers import golden_images, random_images
 from PIL import Image
 
 from evaluations.results import Results, Run
 from sag.checkpoints import load_checkpoint
+from scripts import benchmark, bundle, demo, evaluate, make_reference, report, reproduce, sample, train, visualize
 
 QUICK = ["num_samples=6", "batch_size=4", "sampler.steps=2", "device=cpu"]
 FIRST, SECOND = "shards/00000000-00000003.npz", "shards/00000004-00000005.npz"
@@ -64,7 +55,7 @@ def killed(sampled, monkeypatch):
 
     def call(moment, *arguments):
         with monkeypatch.context() as dying:
-            dying.setattr(sample.storage, moment, lambda *arguments: sys.exit("killed"))
+            dying.setattr(sample.shards, moment, lambda *arguments: sys.exit("killed"))
             with pytest.raises(SystemExit, match="killed"):
                 sampled(*arguments)
 
@@ -410,7 +401,7 @@ class Demonstrated:
     ids=["visualize", "demo", "benchmark"],
 )
 def test_programs_replace_their_own_files_only(run_script, tmp_path, monkeypatch, program, arguments, names):
-    name = program.__name__
+    name = program.__name__.removeprefix("scripts.")
     schema = getattr(program, f"{name.capitalize()}Config")
     monkeypatch.setattr(benchmark, "benchmark_evaluation", lambda *arguments: {"seconds": 1.0})
     monkeypatch.setattr(demo, "compose_row", lambda table, name, overrides: Demonstrated(name))

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import report
-import tables
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from evaluations.results import Results, Run
+from scripts import report, tables
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FAILED = Run("f", "scale", "SAG 9", 0, 10, {}, error="step 3 of 10 gave <values> that are not finite", time=1e12)

@@ -5,11 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-import reproduce
-import sample
-import tables
 import torch
-from common import CONFIGS, build_guidance
 from helpers import GOLDEN
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +18,8 @@ from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
 from sag.guidance import GuidedDenoiser
 from sag.noise import SampleNoise
+from scripts import reproduce, sample, tables
+from scripts.common import CONFIGS, build_guidance
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))

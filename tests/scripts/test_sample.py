@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-import sample
 import torch
 from helpers import GOLDEN, ROOT, small_classifier, small_unet
 from PIL import Image
 from safetensors.torch import save_file
 
 from sag.checkpoints import load_checkpoint
+from scripts import sample
 
 QUICK = ["num_samples=3", "batch_size=2", "sampler.steps=2", "device=cpu"]
 
@@ -96,7 +96,7 @@ def test_the_same_command_twice_gives_the_same_bytes_and_chosen_indices_the_same
 
 def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, monkeypatch):
     script(*QUICK, f"out={tmp_path / 'whole'}")
-    write, shards = sample.storage.write_shard, []
+    write, shards = sample.shards.write_shard, []
 
     def dies_at_the_second(folder, name, shard):
         if shards:
@@ -104,11 +104,11 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
         shards.append(name)
         write(folder, name, shard)
 
-    monkeypatch.setattr(sample.storage, "write_shard", dies_at_the_second)
+    monkeypatch.setattr(sample.shards, "write_shard", dies_at_the_second)
     with pytest.raises(SystemExit, match="no space left"):
         script(*QUICK, f"out={tmp_path / 'killed'}")
     assert not list((tmp_path / "killed").glob("*.npz"))
-    monkeypatch.setattr(sample.storage, "write_shard", write)
+    monkeypatch.setattr(sample.shards, "write_shard", write)
     script(*QUICK, f"out={tmp_path / 'killed'}")
     assert not (tmp_path / "killed/shards").exists()
     assert only(tmp_path / "killed", "*.npz").read_bytes() == only(tmp_path / "whole", "*.npz").read_bytes()
@@ -123,11 +123,11 @@ def meanwhile(script, tmp_path, monkeypatch):
         script(*QUICK, f"out={tmp_path / 'whole'}")
         out = tmp_path / "out"
         with monkeypatch.context() as killed:
-            killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
+            killed.setattr(sample.shards, "pack", lambda *arguments: sys.exit("killed"))
             with pytest.raises(SystemExit, match="killed"):
                 script(*QUICK, f"out={out}")
         (out / "shards/00000002-00000002.npz").unlink()
-        function, happened = getattr(sample.storage, moment), []
+        function, happened = getattr(sample.shards, moment), []
 
         def interrupted(*arguments):
             if not happened:
@@ -135,7 +135,7 @@ def meanwhile(script, tmp_path, monkeypatch):
                 happens(out)
             return function(*arguments)
 
-        monkeypatch.setattr(sample.storage, moment, interrupted)
+        monkeypatch.setattr(sample.shards, moment, interrupted)
         script(*QUICK, f"out={out}")
         assert happened
         assert {file.name for file in out.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
@@ -165,7 +165,7 @@ def test_a_shard_that_another_process_removes_meanwhile_is_made_again(meanwhile,
 def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucket, tmp_path, monkeypatch):
     script(*QUICK, f"out={tmp_path / 'local'}")
     with monkeypatch.context() as killed:
-        killed.setattr(sample.storage, "pack", lambda *arguments: sys.exit("killed"))
+        killed.setattr(sample.shards, "pack", lambda *arguments: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             script(*QUICK, f"out={bucket}")
     assert bucket.names("shards") == {"00000000-00000001.npz", "00000002-00000002.npz"}

@@ -3,12 +3,12 @@
 import sys
 
 import pytest
-import sweep
-from common import run
 from helpers import GOLDEN
 from hydra.core.global_hydra import GlobalHydra
 
 from evaluations.results import Results
+from scripts import sweep
+from scripts.common import run
 
 REFERENCE = GOLDEN / "fashion_mnist_200.npz"
 SCORING = f"['metrics=[fid]','extractor=module','extractor.network._target_=helpers.TinyNetwork','reference={REFERENCE}']"

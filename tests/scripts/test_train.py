@@ -9,11 +9,11 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-import train
 from helpers import ROOT, golden_images, random_images
 
 from evaluations.fashion import FashionClassifier
 from sag.checkpoints import load_checkpoint
+from scripts import train
 
 TINY_MODEL = [
     *[

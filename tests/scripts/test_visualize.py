@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import visualize
 from helpers import small_denoiser
 from PIL import Image
 
 from sag.diffusion import DDIM, sample
 from sag.guidance import GuidedDenoiser, SelfAttentionGuidance
 from sag.noise import SampleNoise
+from scripts import visualize
 
 QUICK = ["sampler.steps=3", "samples=[2,5]", "moments=3", "device=cpu"]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sag.storage import ArrayImages, FolderImages, NpzImages, SelectedImages, cache_folder, digests, remembered_digests
+from sag.data import ArrayImages, FolderImages, NpzImages, SelectedImages
+from sag.storage import cache_folder, digests, remembered_digests
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_content_is_read_when_it_is_asked_for_and_then_once(tmp_path, monkeypatc
     write(paths[2], 99)
     assert remembered_digests(paths, counted) != first
     assert read[5:] == ["2.png"]
-    monkeypatch.setattr("sag.storage.folder_images.remembered_digests", lambda files: pytest.fail("too early"))
+    monkeypatch.setattr("sag.data.folder_images.remembered_digests", lambda files: pytest.fail("too early"))
     FolderImages(folder)
 
 

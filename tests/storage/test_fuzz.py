@@ -9,7 +9,7 @@ import numpy as np
 from made_files import chunk, png, tiff
 from PIL import Image
 
-from sag.storage import FolderImages, open_images
+from sag.data import FolderImages, open_images
 
 SIZE = (6, 9)
 RANGE = (0.0, 65535.0)

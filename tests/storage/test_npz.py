@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluations.batches import open_batch
-from sag.storage import NpzImages
+from sag.data import NpzImages
 
 IMAGES = np.random.default_rng(0).integers(0, 16, (50, 8, 8, 3), np.uint8)
 
@@ -167,7 +167,7 @@ def test_no_room_to_unpack_is_said(tmp_path, monkeypatch):
 
 def test_unpacking_of_a_large_file_is_announced(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", IMAGES)
-    monkeypatch.setattr("sag.storage.npz_images.LARGE", 100)
+    monkeypatch.setattr("sag.data.npz_images.LARGE", 100)
     source = NpzImages(tmp_path / "x.npz")
     source.read(40, 50)
     with pytest.warns(UserWarning, match=r"x\.npz is compressed: unpacking 0 MB into"):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import SMALL, random_images
 
+from sag.data import ArrayImages
 from sag.diffusion import GaussianDiffusion, Schedule
 from sag.models import UNet
-from sag.storage import ArrayImages
 from sag.training import Classification, DiffusionLoss, LossSecondMoment, Settings, Trainer, loop
 
 DIFFUSION = GaussianDiffusion(Schedule.linear())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
-from sag.storage.levels import Images, from_values
+from sag.data.levels import Images, from_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sag.data.levels import Images, eight_bits
+from sag.data.npz_images import NpzImages
 from sag.storage.folders import Folder
-from sag.storage.levels import Images, eight_bits
-from sag.storage.npz_images import NpzImages
 
 
 class DamagedShard(ValueError):

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import hint_of
-from checks import SETTINGS, fits, refused
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from sag.build.arguments import hint_of
+from sag.build.checks import SETTINGS, fits, refused
+
+CONFIGS = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout and where they are installed
 
 
 def sentence(error: BaseException) -> str:

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Collection, Mapping
 from types import TracebackType
 
+from sag.data.levels import Images
+from sag.data.npz_images import NpzImages
+from sag.data.sources import ImageSource
+from sag.sampling.shards import read_shard, shard_rows
 from sag.storage.folders import Folder
-from sag.storage.levels import Images
-from sag.storage.npz_images import NpzImages
-from sag.storage.shards import read_shard, shard_rows
-from sag.storage.sources import ImageSource
 
 
 class EarlierSamples:

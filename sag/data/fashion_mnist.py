@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from sag.storage import ArrayImages, atomic, cache_folder, remembered_digests, writing_cache
+from sag.data import ArrayImages
+from sag.storage import atomic, cache_folder, remembered_digests, writing_cache
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sag.models.flags import (
+from sag.flags import (
     CLASSIFIER_FLAGS,
     NETWORK_FLAGS,
     OTHER_FLAGS,

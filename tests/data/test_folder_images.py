@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sag.storage import FolderImages, open_images
+from sag.data import FolderImages, open_images
 
 
 def fill(root, *names):

@@ -11,11 +11,11 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from sag.data.labels import as_labels, check_label_header
+from sag.data.levels import Images
+from sag.data.sources import ImageSource
 from sag.storage.digests import remembered_digests
-from sag.storage.labels import as_labels, check_label_header
-from sag.storage.levels import Images
 from sag.storage.npz import Header, Npz
-from sag.storage.sources import ImageSource
 
 BLOCK = 1 << 22
 LARGE = 1 << 30  # bytes from which on unpacking takes long enough to be announced

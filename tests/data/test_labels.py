@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluations.batches import open_batch
-from sag.storage import ArrayImages, NpzImages, open_images
+from sag.data import ArrayImages, NpzImages, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
 

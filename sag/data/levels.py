@@ -4,37 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Images = NDArray[np.uint8 | np.uint16]
 """Levels: 0 is the model's -1; 255 in uint8, and 65535 in uint16, is its 1."""
 
 BITS = (8, 16)
-
-
-def quantise(x: Tensor, bits: int = 8) -> Images:
-    """Images (N, C, H, W) in [-1, 1] as levels (N, H, W, C): 8 bits truncated as ADM does it, (x + 1) * 127.5; 16 bits rounded.
-
-    One grey channel in 8 bits is repeated to three, which ADM's files and every evaluator have.
-
-    Raises:
-        ValueError: bits other than 8 and 16.
-    """
-    if bits not in BITS:
-        raise ValueError(f"bits must be 8 or 16, got {bits}")
-    if bits == 16:
-        levels = ((x + 1) * 32767.5).round().clamp(0, 65535).int().permute(0, 2, 3, 1)
-        return levels.cpu().numpy().astype(np.uint16)
-    levels = ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
-    return levels.expand(-1, -1, -1, 3 if x.shape[1] == 1 else -1).contiguous().cpu().numpy()
-
-
-def dequantise(images: Images, device: torch.device | str = "cpu") -> Tensor:
-    """Levels (N, H, W, C) as float32 images (N, C, H, W) in [-1, 1]."""
-    levels = images if images.dtype == np.uint8 else images.astype(np.int32)
-    return torch.from_numpy(levels).to(device).permute(0, 3, 1, 2).float() / (_highest(images) / 2) - 1
 
 
 def eight_bits(images: Images) -> NDArray[np.uint8]:
@@ -65,7 +40,7 @@ def to_values(images: Images, value_range: Sequence[float]) -> NDArray[np.float3
         ValueError: an impossible range.
     """
     low, high = check_range(value_range)
-    return (low + (high - low) * (images / _highest(images))).astype(np.float32)
+    return (low + (high - low) * (images / highest_level(images))).astype(np.float32)
 
 
 def check_range(value_range: Sequence[float]) -> tuple[float, float]:
@@ -87,5 +62,6 @@ def check_range(value_range: Sequence[float]) -> tuple[float, float]:
     return float(given[0]), float(given[1])
 
 
-def _highest(images: Images) -> int:
+def highest_level(images: Images) -> int:
+    """Return the level that stands for the model's 1."""
     return int(np.iinfo(images.dtype).max)

@@ -16,10 +16,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sag.storage.decoding import PNG, check, decode
+from sag.data.decoding import PNG, check, decode
+from sag.data.levels import Images, check_range
+from sag.data.sources import ImageSource
 from sag.storage.digests import remembered_digests
-from sag.storage.levels import Images, check_range
-from sag.storage.sources import ImageSource
 
 Labels = Literal["folders", "names", "none"]
 READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")

@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from sag.training import data
-from sag.training.data import fashion_mnist
+from sag.data import fashion_mnist as module
+from sag.data.fashion_mnist import fashion_mnist
 
 
 def write_idx(folder, packed, count=5):
@@ -68,8 +68,8 @@ def test_bad_requests_are_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty has no train-images-idx3-ubyte or train-images-idx3-ubyte\.gz"):
         fashion_mnist(folder=str(tmp_path / "empty"))
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "none")
-    monkeypatch.setattr(data.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(module, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(module.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(OSError, match=r"could not download Fashion-MNIST .*install Debian's package dataset-fashion-mnist"):
         fashion_mnist()
 
@@ -78,6 +78,6 @@ def test_bad_requests_are_named(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, unpacked):
     write_idx(tmp_path / "idx", packed=True)
     monkeypatch.setenv("SAG_CACHE", "/proc/nope")
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(module, "DEBIAN", tmp_path / "none")
     with pytest.raises(OSError, match=r"^the cache folder /proc/nope cannot be written .*; set SAG_CACHE to a folder"):
         fashion_mnist(folder=str(tmp_path / "idx") if unpacked else None)

@@ -7,8 +7,8 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from sag.storage.labels import as_labels
-from sag.storage.levels import Images
+from sag.data.labels import as_labels
+from sag.data.levels import Images
 
 
 class ImageSource(ABC):

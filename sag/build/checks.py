@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from sag.noise import Labels
+from sag.data import Labels
 
 SETTINGS: dict[str, Any] = {  # the keys whose types neither a schema nor a constructor says
     "model": Mapping,

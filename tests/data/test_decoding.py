@@ -7,8 +7,8 @@ import pytest
 from made_files import chunk, png, tiff
 from PIL import Image
 
-from sag.storage import FolderImages, from_values
-from sag.storage.decoding import centre_crop
+from sag.data import FolderImages, from_values
+from sag.data.decoding import centre_crop
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 DEEP = np.random.default_rng(0).integers(0, 65536, (6, 9, 3), np.uint16)

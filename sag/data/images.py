@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sag.storage.folder_images import FolderImages
-from sag.storage.npz_images import NpzImages
-from sag.storage.sources import ImageSource
+from sag.data.folder_images import FolderImages
+from sag.data.npz_images import NpzImages
+from sag.data.sources import ImageSource
 
 
 def open_images(path: str | Path) -> ImageSource:

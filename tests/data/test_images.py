@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sag.storage import ArrayImages, FolderImages, NpzImages, SelectedImages, open_images
+from sag.data import ArrayImages, FolderImages, NpzImages, SelectedImages, open_images
 
 
 def images(n=7, height=5, width=4):

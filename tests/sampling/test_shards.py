@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sag import storage
-from sag.storage import Shard
+from sag.data.tensors import quantise
+from sag.sampling.shards import DamagedShard, Shard, check_shards, pack, picture, read_samples, read_shard, write_shard
 
 
 def images(n, start=0):
@@ -19,10 +20,10 @@ def images(n, start=0):
 def test_quantisation_truncates_as_adm_does():
     x = torch.linspace(-1.2, 1.2, 4001).view(1, 1, 1, -1)
     expected = np.trunc(np.clip((x.numpy() + 1) * np.float32(127.5), 0, 255)).astype(np.uint8)
-    assert np.array_equal(storage.quantise(x), np.repeat(expected.transpose(0, 2, 3, 1), 3, 3))  # one channel is repeated
-    assert storage.quantise(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
+    assert np.array_equal(quantise(x), np.repeat(expected.transpose(0, 2, 3, 1), 3, 3))  # one channel is repeated
+    assert quantise(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
     exact = torch.tensor([-1.0, 0.0, 0.999, 1.0]).view(1, 1, 1, 4)
-    assert storage.quantise(exact)[..., 0].flatten().tolist() == [0, 127, 254, 255]
+    assert quantise(exact)[..., 0].flatten().tolist() == [0, 127, 254, 255]
 
 
 def shard(n, start=0, labels=True, settings="s", **changes):
@@ -38,33 +39,33 @@ def folder(tmp_path):
 def written(folder, *shards):
     names = [f"shards/{i}.npz" for i in range(len(shards))]
     for name, content in zip(names, shards, strict=True):
-        storage.write_shard(folder, name, content)
+        write_shard(folder, name, content)
     return names
 
 
 def test_packed_shards_are_what_numpy_reads(folder):
     names = written(folder, shard(4), shard(4, 4), shard(2, 8))
     beats = []
-    contents = storage.check_shards(folder, names, range(10), "s", lambda: beats.append(1))
-    storage.pack(folder, names, contents, "samples.npz", lambda: beats.append(1))
+    contents = check_shards(folder, names, range(10), "s", lambda: beats.append(1))
+    pack(folder, names, contents, "samples.npz", lambda: beats.append(1))
     assert contents.made == [{"host": "here"}] * 3
     assert len(beats) == 6
     with np.load(folder.path / "samples.npz", allow_pickle=False) as packed:
         assert list(packed) == ["arr_0", "arr_1"]
         assert np.array_equal(packed["arr_0"], images(10))
         assert packed["arr_1"].tolist() == list(range(10))
-    found, labels = storage.read_samples(folder.path / "samples.npz")
+    found, labels = read_samples(folder.path / "samples.npz")
     assert np.array_equal(found, images(10))
     assert labels.tolist() == list(range(10))
 
 
 def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder):
     names = written(folder, shard(3, labels=False))
-    storage.pack(folder, names, storage.check_shards(folder, names, range(3), "s"), "a.npz")
+    pack(folder, names, check_shards(folder, names, range(3), "s"), "a.npz")
     written(folder, shard(3, labels=False, made={"host": "elsewhere", "seconds": 3}))
-    storage.pack(folder, names, storage.check_shards(folder, names, range(3), "s"), "b.npz")
+    pack(folder, names, check_shards(folder, names, range(3), "s"), "b.npz")
     assert folder.read("a.npz") == folder.read("b.npz")
-    assert storage.read_samples(folder.path / "a.npz")[1] is None
+    assert read_samples(folder.path / "a.npz")[1] is None
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder
 def test_what_does_not_fit_is_not_packed(folder, shards, message):
     names = written(folder, *shards)
     with pytest.raises(ValueError, match=message):
-        storage.check_shards(folder, names, range(4), "s")
+        check_shards(folder, names, range(4), "s")
 
 
 def test_every_changed_byte_and_every_cut_is_found(folder):
     (name,) = written(folder, shard(3))
-    content, expected = folder.read(name), storage.read_shard(folder, name).checksum()
+    content, expected = folder.read(name), read_shard(folder, name).checksum()
     rng = np.random.default_rng(0)
     harmless, named = 0, set()
     for place in rng.choice(len(content), 300, replace=False):
@@ -92,8 +93,8 @@ def test_every_changed_byte_and_every_cut_is_found(folder):
         flipped[place] ^= 1 << int(rng.integers(8))
         folder.write(name, bytes(flipped))
         try:
-            found = storage.read_shard(folder, name)
-        except storage.DamagedShard as error:
+            found = read_shard(folder, name)
+        except DamagedShard as error:
             named.add(error.name)
         else:
             harmless += 1
@@ -102,8 +103,8 @@ def test_every_changed_byte_and_every_cut_is_found(folder):
     assert named == {name}
     for size in (0, 10, len(content) // 2, len(content) - 1):
         folder.write(name, content[:size])
-        with pytest.raises(storage.DamagedShard, match=r"shards/0\.npz is damaged"):
-            storage.read_shard(folder, name)
+        with pytest.raises(DamagedShard, match=r"shards/0\.npz is damaged"):
+            read_shard(folder, name)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -123,7 +124,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 def test_the_grid_tiles_row_by_row():
     tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 2, 1), np.uint8)
-    assert storage.picture(tiles)[::2, ::2].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert picture(tiles)[::2, ::2].tolist() == [[1, 2, 3], [4, 5, 0]]
 
 
 @pytest.mark.parametrize("error", [None, errno.EPERM])

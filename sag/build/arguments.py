@@ -9,13 +9,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from checks import SETTINGS, fits, refused
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sag.models.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
+from sag.build.checks import SETTINGS, fits, refused
+from sag.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
 
 FLAGS = "model.flags"
 TEXTS = ("checkpoint", "path", "flags", "reference", "weights", "folder")

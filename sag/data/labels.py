@@ -1,10 +1,14 @@
 """Class labels: what counts as such, checked in one place."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Labels = Literal["random", "balanced", "none"] | int | Sequence[int]
+"""How samples get labels: drawn uniformly, i modulo the number of classes, not at all, or given (sample i gets entry i
+modulo the length)."""
 
 _LARGEST = np.iinfo(np.int64).max
 

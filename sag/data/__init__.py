@@ -1,0 +1,23 @@
+"""Image collections, read by streaming, and the values that their pixels stand for."""
+
+from sag.data.folder_images import FolderImages
+from sag.data.images import open_images
+from sag.data.labels import Labels
+from sag.data.levels import BITS, Images, eight_bits, from_values, to_values
+from sag.data.npz_images import NpzImages
+from sag.data.sources import ArrayImages, ImageSource, SelectedImages
+
+__all__ = [
+    "BITS",
+    "ArrayImages",
+    "FolderImages",
+    "ImageSource",
+    "Images",
+    "Labels",
+    "NpzImages",
+    "SelectedImages",
+    "eight_bits",
+    "from_values",
+    "open_images",
+    "to_values",
+]
