@@ -8,10 +8,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from evaluations.results import Results
+from evaluations.study import tables
+from evaluations.study.results import Results
 from sag import storage
 from sag.distributed import Process
-from scripts import sample, tables
+from scripts import sample
 from scripts.common import run
 from scripts.plan import plan
 from scripts.rows import Row, compose_row

@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from evaluations.metrics import COLUMNS
-from evaluations.results import Run
+from evaluations.study.results import Run
 from sag.distributed import Process
 from scripts import evaluate, sample
-from scripts.common import CONFIGS, composed
+from scripts.common import composed
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,6 @@ class Row:
             seconds=made["seconds"] if made["indices"] == indices else None,  # else the record is of another length
             folder=str(out),
         )
-
-
-def row_names(table: str) -> list[str]:
-    """The rows of a table in the order of its config; none where there is no config of that name."""
-    path = CONFIGS / f"table/{table}.yaml"
-    return list(OmegaConf.load(path).rows) if path.exists() else []
 
 
 def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:

@@ -14,9 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evaluations.results import Results, Run
+from evaluations.study import tables
+from evaluations.study.results import Results, Run
 from sag.distributed import Process
-from scripts import sample, tables
+from scripts import sample
 from scripts.common import USER_ERRORS, run, sentence
 from scripts.rows import Row
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import Zygote, golden_images, random_images
 
-from evaluations.results import Results, Run
+from evaluations.study.results import Results, Run
 
 ROUNDS = 220
 SAMPLE = ["num_samples=3", "batch_size=2", "sampler.steps=1", "guidance=[]", "device=cpu"]

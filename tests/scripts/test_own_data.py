@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from evaluations.results import Results
+from evaluations.study.results import Results
 from sag.build.own_model import reference_of, sag_defaults
 from sag.checkpoints import load_checkpoint
 from sag.data import ArrayImages, eight_bits, from_values, open_images, to_values

@@ -13,7 +13,7 @@ import torch
 from helpers import golden_images, random_images
 from PIL import Image
 
-from evaluations.results import Results, Run
+from evaluations.study.results import Results, Run
 from sag.checkpoints import load_checkpoint
 from scripts import benchmark, bundle, demo, evaluate, make_reference, report, reproduce, sample, train, visualize
 

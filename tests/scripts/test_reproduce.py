@@ -13,12 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from evaluations.results import Results, Run
+from evaluations.study import tables
+from evaluations.study.results import Results, Run
 from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
 from sag.guidance import GuidedDenoiser
 from sag.noise import SampleNoise
-from scripts import reproduce, sample, tables
+from scripts import reproduce, sample
 from scripts.common import CONFIGS, build_guidance
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))

@@ -6,7 +6,7 @@ import pytest
 from helpers import GOLDEN
 from hydra.core.global_hydra import GlobalHydra
 
-from evaluations.results import Results
+from evaluations.study.results import Results
 from scripts import sweep
 from scripts.common import run
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluations import results
-from evaluations.results import Results, Run
+from evaluations.study import results
+from evaluations.study.results import Results, Run
 
 RUN = Run(
     key="k",
@@ -50,7 +50,7 @@ def test_seeds_beyond_the_integers_of_sqlite_come_out_as_they_went_in(tmp_path, 
 
 def test_several_processes_add_at_once(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from evaluations.results import Results, Run\n"
+        "import sys; from pathlib import Path; from evaluations.study.results import Results, Run\n"
         "for i in range(20): Results(Path(sys.argv[1])).add(Run(f'{sys.argv[2]}-{i}', 't', 'r', i, 1, {}))"
     )
     path = tmp_path / "results.sqlite"

@@ -53,8 +53,8 @@ class Results:
         ValueError: from any method, if the file is something else, or another process holds it for too long.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
     def add(self, run: Run) -> None:
         """Add a run, whole or not at all."""

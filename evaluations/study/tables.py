@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
-from evaluations.results import Run
+from evaluations.metrics import COLUMNS
+from evaluations.study.results import Run
 from sag import storage
-from scripts.rows import COLUMNS, row_names
+from sag.build.messages import CONFIGS
 
-matplotlib.use("agg")
 BASE = "no guidance"  # the row that the others of a plot are compared with
 
 
@@ -97,6 +97,12 @@ def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
                 title += "'"
             parts[title] = [Line(row, rows[row]) for row in _ordered(table, rows)]
     return parts
+
+
+def row_names(table: str) -> list[str]:
+    """Return the rows of a table in the order of its config; none if there is no config of that name."""
+    path = CONFIGS / f"table/{table}.yaml"
+    return list(OmegaConf.load(path).rows) if path.exists() else []
 
 
 def _ordered(table: str, rows: Iterable[str]) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from evaluations.results import Results, Run
-from scripts import report, tables
+from evaluations.study import report, tables
+from evaluations.study.results import Results, Run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FAILED = Run("f", "scale", "SAG 9", 0, 10, {}, error="step 3 of 10 gave <values> that are not finite", time=1e12)
@@ -41,19 +41,20 @@ def runs(tmp_path):
 
 
 @pytest.fixture
-def script(run_script, tmp_path, runs):
+def write(tmp_path, runs):
+    """Write a report of the runs."""
     for run in runs:
         Results(tmp_path / "results.sqlite").add(run)
-
-    def call(*arguments):
-        places = [f"results={tmp_path / 'results.sqlite'}", f"out={tmp_path / 'report'}"]
-        return run_script(report.main, "report", report.ReportConfig, *places, *arguments)
-
-    return call
+    given = {"results": tmp_path / "results.sqlite", "out": tmp_path / "report"}
+    return lambda **options: report.write_report(**{**given, **options})
 
 
-def test_tables_in_every_form(script, tmp_path):
-    script()
+def test_tables_in_every_form(write, runs, tmp_path, capsys):
+    found = write()
+    assert capsys.readouterr() == ("", "")
+    assert found.runs == runs
+    assert list(found.tables) == ["scale"]
+    assert {file.name for file in found.files} == {path.name for path in tmp_path.glob("report/*")} - {"record.json"}
     text = (tmp_path / "report/tables.md").read_text()
     assert "| no guidance | 2 | 1.600 ± 0.141 (1.2) | - |" in text
     assert "Published numbers (in parentheses) are of 50000 samples and are not comparable" in text
@@ -69,8 +70,8 @@ def test_tables_in_every_form(script, tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here; .ci/run installs one")
-def test_the_page_works_in_a_browser_without_a_network(script, tmp_path):
-    script()
+def test_the_page_works_in_a_browser_without_a_network(write, tmp_path):
+    write()
     path = tmp_path / "report/report.html"
     assert path.stat().st_size < 5e6
     problems = []
@@ -107,24 +108,24 @@ def test_the_page_works_in_a_browser_without_a_network(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["tables=[nowhere]"], "there are no results of table 'nowhere' in .*; there are of scale"),
-        (["num_samples=50000"], "no run has num_samples=50000; there are runs of 10"),
-        (["results=nowhere.sqlite"], r"there are no results in nowhere\.sqlite; scripts/reproduce\.py"),
+        ({"tables": ["nowhere"]}, "there are no results of table 'nowhere' in .*; there are of scale"),
+        ({"num_samples": 50000}, "no run has num_samples=50000; there are runs of 10"),
+        ({"results": "nowhere.sqlite"}, r"there are no results in nowhere\.sqlite; scripts/reproduce\.py"),
     ],
 )
-def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        script(*arguments)
+def test_bad_input_is_one_sentence(write, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        write(**options)
     assert not (tmp_path / "report").exists()
 
 
-def test_runs_of_another_n_extractor_or_reference_are_tables_of_their_own(script, runs, tmp_path):
+def test_runs_of_another_n_extractor_or_reference_are_tables_of_their_own(write, runs, tmp_path):
     store = Results(tmp_path / "results.sqlite")
     store.add(replace(runs[2], key="other", num_samples=20, metrics={"fid": 7.0}))
     store.add(replace(runs[0], key="base", num_samples=20, metrics={"fid": 8.0}, published={}))
-    script()
+    write()
     text = (tmp_path / "report/tables.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## scale (10 samples)", "## scale (20 samples)"]
     first, second = text.split("## scale (20 samples)")
@@ -134,11 +135,11 @@ def test_runs_of_another_n_extractor_or_reference_are_tables_of_their_own(script
     assert "<h2>scale (20 samples)</h2>" in (tmp_path / "report/report.html").read_text()
     assert "% scale (10 samples)" in (tmp_path / "report/tables.tex").read_text()
     assert {path.name for path in tmp_path.glob("report/*.png")} == {"scale (10 samples).png", "scale (20 samples).png"}
-    script("num_samples=10", f"out={tmp_path / 'ten'}")
+    write(num_samples=10, out=tmp_path / "ten")
     assert {path.name for path in tmp_path.glob("ten/*.png")} == {"scale.png"}
     store.add(replace(runs[2], key="third", scoring={"extractor": "f/nhwc"}, metrics={"fid": 9.0}))
     store.add(replace(runs[2], key="fourth", scoring={"extractor": "e", "reference": "0123456789"}, metrics={"fid": 9.5}))
-    script("num_samples=10", f"out={tmp_path / 'more'}")
+    write(num_samples=10, out=tmp_path / "more")
     titles = [line[3:] for line in (tmp_path / "more/tables.md").read_text().splitlines() if line.startswith("## ")]
     assert titles == [
         "scale (extractor e, reference unknown)",
@@ -158,8 +159,17 @@ def test_a_plot_is_drawn_against_the_base_of_its_own_kind(runs):
 
 def test_names_of_plots_never_collide():
     titles = ["a/b", "a_b", "A_B", "a:b", "..", "", "scale (20 samples)"]
-    names = report.file_names(titles)
-    assert list(names.values()) == ["a_b", "a_b-2", "A_B-3", "a_b-4", "table", "table-2", "scale (20 samples)"]
+    names = [name.removesuffix(".png") for name in report.file_names(titles).values()]
+    assert names == ["a_b", "a_b-2", "A_B-3", "a_b-4", "table", "table-2", "scale (20 samples)"]
+
+
+def test_a_plot_whose_title_is_no_name_of_a_file_is_not_written_over_another(write, runs, tmp_path):
+    Results(tmp_path / "results.sqlite").add(replace(runs[2], table="a/b"))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/a_b.png").write_bytes(b"somebody else's")
+    with pytest.raises(ValueError, match=r"a_b\.png is there already"):
+        write()
+    assert (tmp_path / "report/a_b.png").read_bytes() == b"somebody else's"
 
 
 def test_a_table_that_is_called_as_part_of_another_stays_apart(runs):

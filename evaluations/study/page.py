@@ -12,10 +12,9 @@ from typing import Any
 import vl_convert
 from PIL import Image
 
-from evaluations.results import Run
-from scripts.common import ROOT
-from scripts.rows import COLUMNS
-from scripts.tables import Line
+from evaluations.metrics import COLUMNS
+from evaluations.study.results import Run
+from evaluations.study.tables import Line
 
 SHOWN = 16  # images of a run in the gallery, at most
 WIDTH = 384  # of a gallery, in pixels, at most
@@ -27,7 +26,7 @@ def page(found: Mapping[str, Sequence[Line]], failed: Sequence[Run]) -> str:
     if failed:
         rows = "".join(f"<li>{html.escape(f'{run.table}: {run.row}, seed {run.seed}: {run.error}')}</li>" for run in failed)
         body += f"<h2>Failed</h2><ul class=note>{rows}</ul>"
-    style, script = ((ROOT / f"scripts/page.{suffix}").read_text() for suffix in ("css", "js"))
+    style, script = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".css", ".js"))
     library = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default, which sets vegaEmbed
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Results</title><style>{style}</style><h1>Results</h1>{body}"
