@@ -1,6 +1,6 @@
-"""Self-attention of the UNet, with its queries, keys and values open to the caller.
+"""Self-attention of the UNet. The caller can read its queries, keys and values, and can replace it.
 
-What an attention map is taken from, and what may replace an attention, is an argument of `forward`; there are no hooks.
+Both are arguments of `forward`; there are no hooks.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -10,15 +10,21 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sag.models.layers import GroupNorm32, zero
 
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """What `attention_layers` tells of one layer: resolution at the network's image size, channels, heads and qkv order.
+    """The shape of one attention layer, as listed in `Trunk.attention_layers`.
 
-    `new_order` is guided-diffusion's use_new_attention_order: channels laid out [q,k,v][head] instead of [head][q,k,v].
+    Attributes:
+        resolution: Height and width of the feature map when the input has the network's image size.
+        channels: Number of channels.
+        heads: Number of attention heads.
+        new_order: Whether channels are laid out as [q,k,v][head] instead of [head][q,k,v] (guided-diffusion's
+            use_new_attention_order).
     """
 
     resolution: int
@@ -28,7 +34,15 @@ class AttentionLayer:
 
 
 def check_layers(names: Collection[str], layers: Mapping[str, AttentionLayer]) -> None:
-    """Raise a ValueError that lists `layers` if one of `names` is not among them."""
+    """Check that all these attention layers exist.
+
+    Args:
+        names: The names to check.
+        layers: The attention layers of the network, by name.
+
+    Raises:
+        ValueError: If a name is unknown. The message lists the layers that exist.
+    """
     unknown = [name for name in names if name not in layers]
     if unknown:
         known = ", ".join(f"{name} ({layer.resolution}x{layer.resolution})" for name, layer in layers.items())
@@ -36,7 +50,14 @@ def check_layers(names: Collection[str], layers: Mapping[str, AttentionLayer]) -
 
 
 class Attention(NamedTuple):
-    """Queries, keys, values of a captured layer, each (N, heads, h * w, D) in the body's dtype, and its map size (h, w)."""
+    """The input of one captured attention.
+
+    Attributes:
+        q: Queries, (N, heads, h * w, D), in the dtype of the network's blocks.
+        k: Keys, as q.
+        v: Values, as q.
+        size: Height and width (h, w) of the feature map.
+    """
 
     q: Tensor
     k: Tensor
@@ -45,13 +66,19 @@ class Attention(NamedTuple):
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
-"""A replacement for the attention of a layer: f(q, k, v, (h, w)) -> (N, heads, h * w, D)."""
+"""Replaces the attention of a layer: f(q, k, v, (h, w)) -> (N, heads, h * w, D)."""
 
 
 def split_heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Split projected features into queries, keys and values.
 
-    qkv: (N, T, 3 C); returns three (N, heads, T, C / heads). `new_order`: see `AttentionLayer`.
+    Args:
+        qkv: (N, T, 3 C).
+        heads: Number of heads, a divisor of C.
+        new_order: See `AttentionLayer`.
+
+    Returns:
+        Queries, keys and values, each (N, heads, T, C / heads).
     """
     n, tokens, width = qkv.shape
     head_channels = width // (3 * heads)
@@ -64,19 +91,34 @@ def split_heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tenso
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention over the positions of a feature map (arXiv:2105.05233, section 3)."""
+    """Residual self-attention over the positions of a feature map (arXiv:2105.05233, section 3).
+
+    Args:
+        channels: Number of channels.
+        heads: Number of heads.
+        new_order: See `AttentionLayer`.
+    """
 
     def __init__(self, channels: int, heads: int, new_order: bool) -> None:
         super().__init__()
         self.heads = heads
         self.new_order = new_order
         self.norm = GroupNorm32(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)  # a 1x1 convolution by name and shape, applied as a linear map
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)  # published weights have this shape; it is applied as a linear map
         self.proj_out = nn.Conv1d(channels, channels, 1)
         zero(self.proj_out)
 
+    @override
     def forward(self, x: Tensor, attend: Attend | None = None) -> tuple[Tensor, Attention]:
-        """x: (N, C, h, w) -> the same shape, and what the attention was computed from."""
+        """Apply the block.
+
+        Args:
+            x: Features, (N, C, h, w).
+            attend: Replaces the attention.
+
+        Returns:
+            The features after attention, (N, C, h, w), and the queries, keys and values.
+        """
         n, channels, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C)
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)  # (N, T, 3 C)
@@ -89,9 +131,15 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Attention pooling of a square feature map with its mean as the query, CLIP's way (arXiv:2103.00020, section 2.4).
+    """Attention pooling of a square feature map, with its mean as the query, as in CLIP (arXiv:2103.00020, section 2.4).
 
-    x: (N, C, size, size) -> (N, out_channels).
+    `forward` maps (N, channels, size, size) to (N, out_channels).
+
+    Args:
+        size: Height and width of the feature map.
+        channels: Number of input channels.
+        head_channels: Channels per attention head.
+        out_channels: Number of output channels.
     """
 
     def __init__(self, size: int, channels: int, head_channels: int, out_channels: int) -> None:
@@ -101,10 +149,12 @@ class AttentionPool2d(nn.Module):
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         positions = x.flatten(2)  # (N, C, T)
         tokens = torch.cat([positions.mean(dim=2, keepdim=True), positions], dim=2)  # (N, C, 1 + T)
         qkv = self.qkv_proj(tokens + self.positional_embedding.to(x.dtype)).transpose(1, 2)  # (N, 1 + T, 3 C)
         q, k, v = split_heads(qkv, self.heads, new_order=True)
         pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # (N, heads, 1, D)
-        return self.c_proj(pooled.flatten(1)[:, :, None])[:, :, 0]
+        out: Tensor = self.c_proj(pooled.flatten(1)[:, :, None])
+        return out[:, :, 0]

@@ -1,9 +1,10 @@
-"""The noisy-image classifier of ADM: the downward half of the UNet and one of four pools (arXiv:2105.05233, section 4)."""
+"""ADM's classifier of noisy images: the first half of the UNet and one of four pools (arXiv:2105.05233, section 4)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sag.flags import Flags, read_classifier_flags
 from sag.models.attention import AttentionPool2d
@@ -14,16 +15,24 @@ POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
 class Classifier(Trunk):
-    """Class logits of a noisy image at a training step.
+    """Predicts class logits from a noisy image and its training step.
 
     Args:
-        image_size: height and width in pixels; the attention pool fits this size only.
-        pool: "attention" (CLIP's pool), "adaptive" (mean), "spatial" or "spatial_v2" (means of every block, an MLP).
-        num_head_channels: channels per attention head, 64 in all published classifiers.
-        Others as in `UNet`.
+        image_size: Height and width of the images in pixels.
+        in_channels: Channels of the images.
+        model_channels: Base width, which `channel_mult` multiplies.
+        num_classes: Number of classes.
+        num_res_blocks: Residual blocks per level.
+        attention_resolutions: Heights in pixels of the feature maps that have attention, such as (32, 16, 8).
+        channel_mult: One factor of the base width per level; fractions are allowed.
+        pool: "attention" (as in CLIP), "adaptive" (the mean), or "spatial" or "spatial_v2" (the means of all blocks, then an
+            MLP).
+        num_head_channels: Channels per attention head; 64 in all published classifiers.
+        use_scale_shift_norm: See `ResBlock`.
+        resblock_updown: Whether residual blocks change the resolution, instead of separate layers.
 
     Raises:
-        ValueError: an unknown pool, or what `UNet` raises.
+        ValueError: If the pool is unknown, the image size cannot be halved often enough, or channels do not split into heads.
     """
 
     def __init__(
@@ -82,19 +91,34 @@ class Classifier(Trunk):
 
     @classmethod
     def from_flags(cls, flags: Flags) -> "Classifier":
-        """Build from the classifier flags of guided-diffusion, with their defaults."""
+        """Build a classifier from guided-diffusion's classifier flags.
+
+        Args:
+            flags: Values by flag name. Missing flags take guided-diffusion's defaults.
+
+        Raises:
+            ValueError: If a flag is unknown, a value has the wrong type, or the constructor rejects the values.
+        """
         return cls(**read_classifier_flags(flags))
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Run the blocks in `dtype`; norms, softmax, embeddings and the pool stay in float32."""
+        """Run the blocks in `dtype`. Norms, softmax, embeddings and the pool stay in float32."""
         self.dtype = dtype
         set_body_dtype([self.input_blocks, self.middle_block], dtype)
 
+    @override
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
-        """x: (N, C, H, W) noisy images, data in [-1, 1]; tau: (N,) training step; returns (N, num_classes) float32 logits.
+        """Classify noisy images.
+
+        Args:
+            x: (N, C, H, W) float32, images in [-1, 1] plus noise, of the classifier's own size.
+            tau: (N,) training steps, any real dtype.
+
+        Returns:
+            The logits, (N, num_classes) float32.
 
         Raises:
-            ValueError: images of another size or number of channels than the classifier's.
+            ValueError: If the images do not have the classifier's size and number of channels.
         """
         wanted = (self.in_channels, self.image_size, self.image_size)
         if x.shape[1:] != wanted:
@@ -102,9 +126,10 @@ class Classifier(Trunk):
         emb = self.time_embed(timestep_embedding(tau, self.model_channels))  # (N, 4 model_channels)
         h = x.to(self.dtype, memory_format=memory_format(self.dtype))
         spatial = self.pool.startswith("spatial")
-        means = []  # (N, C) of every block
+        means = []  # one (N, C) per block
         for i, block in enumerate([*self.input_blocks, self.middle_block]):
             h = run_block(block, f"input.{i}", h, emb)  # (N, C, h, w)
             if spatial:
                 means.append(h.float().mean(dim=(2, 3)))
-        return self.out(torch.cat(means, dim=1) if spatial else h.float())
+        logits: Tensor = self.out(torch.cat(means, dim=1) if spatial else h.float())
+        return logits

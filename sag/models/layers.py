@@ -1,7 +1,7 @@
-"""The convolutional building blocks shared by the UNet and the classifier (arXiv:2105.05233, section 3).
+"""The convolutional blocks that the UNet and the classifier share (arXiv:2105.05233, section 3).
 
-Attribute names are the published state-dict names. Convolutions follow the dtype of their input (the body's precision);
-norms and the time embedding stay in float32.
+Attributes are named as in the published state dicts. Convolutions run in the precision of the blocks, which is the dtype of
+their input; norms and the time embedding stay in float32.
 """
 
 import math
@@ -9,33 +9,44 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation with 32 groups, computed in float32 and returned in the dtype of its input."""
+    """Group normalisation with 32 groups. It computes in float32 and returns the dtype of its input.
+
+    Args:
+        channels: Number of channels, a multiple of 32.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x.float()).to(x.dtype)
-        # The CPU's kernel takes any dtype beside float32 weights and computes in float32; over channels last it takes up to ten
-        # times as long as over the plain layout
+        # The CPU kernel accepts any input dtype with float32 weights and computes in float32. With channels last it is up to
+        # ten times slower than with the contiguous layout.
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         return super().forward(x.contiguous()).to(memory_format=layout)
 
 
 def zero(layer: nn.Module) -> None:
-    """Let training begin with this layer's output zero, so that the block around it begins as the identity."""
+    """Set all parameters of a layer to zero, so that the residual block around it starts training as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 def timestep_embedding(tau: Tensor, channels: int) -> Tensor:
-    """Sinusoidal embedding of the training step, as ADM computes it.
+    """Embed the training step in sines and cosines, as ADM does.
 
-    tau: (N,), any real dtype; returns (N, channels) float32: cosines, then sines, then a zero if channels is odd.
+    Args:
+        tau: (N,), any real dtype.
+        channels: Size of the embedding.
+
+    Returns:
+        (N, channels) float32: the cosines, the sines, and a zero if `channels` is odd.
     """
     half = channels // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=tau.device))
@@ -44,39 +55,51 @@ def timestep_embedding(tau: Tensor, channels: int) -> Tensor:
 
 
 def time_mlp(model_channels: int) -> nn.Sequential:
-    """The two linear layers behind the sinusoidal embedding: (N, C) -> (N, 4 C)."""
+    """Return the two linear layers that follow the sinusoidal embedding: (N, C) -> (N, 4 C)."""
     return nn.Sequential(
         nn.Linear(model_channels, 4 * model_channels), nn.SiLU(), nn.Linear(4 * model_channels, 4 * model_channels)
     )
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement by two, then a 3x3 convolution."""
+    """Nearest-neighbour enlargement by two, then a 3x3 convolution: (N, C, h, w) -> (N, C, 2 h, 2 w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return out
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution with stride two."""
+    """A 3x3 convolution with stride two: (N, C, h, w) -> (N, C, h / 2, w / 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        out: Tensor = self.op(x)
+        return out
 
 
 class ResBlock(nn.Module):
-    """A residual block conditioned on the time embedding, optionally changing the resolution by two.
+    """A residual block that is told the time embedding and can double or halve the resolution.
 
-    `resample` is "up", "down" or None. With `use_scale_shift_norm` the embedding scales and shifts the second norm
-    (arXiv:2102.09672, section 3); otherwise it is added to the features.
+    `forward` takes features (N, channels, h, w) and embeddings (N, emb_channels), and returns (N, out_channels, h', w').
+
+    Args:
+        channels: Number of input channels.
+        out_channels: Number of output channels.
+        emb_channels: Size of the time embedding.
+        dropout: Dropout probability.
+        use_scale_shift_norm: Whether the embedding scales and shifts the second norm (arXiv:2102.09672, section 3) instead of
+            being added to the features.
+        resample: "up", "down", or None to keep the resolution.
     """
 
     def __init__(
@@ -107,9 +130,10 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2, mode="nearest")
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
+    @override
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, silu, conv = self.in_layers
-        h = conv(self._resampled(silu(norm(x))))  # (N, C', h', w')
+        h: Tensor = conv(self._resampled(silu(norm(x))))  # (N, C', h', w')
         shift_or_scale = self.emb_layers(emb).to(h.dtype)[:, :, None, None]  # (N, C' or 2 C', 1, 1)
         if self.use_scale_shift_norm:
             scale, shift = shift_or_scale.chunk(2, dim=1)
@@ -117,4 +141,5 @@ class ResBlock(nn.Module):
             h = self.out_layers[1:](h)
         else:
             h = self.out_layers(h + shift_or_scale)
-        return self.skip_connection(self._resampled(x)) + h
+        skip: Tensor = self.skip_connection(self._resampled(x))
+        return skip + h

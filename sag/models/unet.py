@@ -1,7 +1,7 @@
-"""The ADM and IDDPM UNet (arXiv:2105.05233, section 3; arXiv:2102.09672): published weights load with strict=True.
+"""The UNet of ADM and IDDPM (arXiv:2105.05233, section 3; arXiv:2102.09672). Published weights load with strict=True.
 
-A tensor walks down `input_blocks`, through `middle_block`, up `output_blocks`. Each block holds at most one attention;
-its name ("input.7", "middle", "output.2") is how callers address it.
+A tensor goes down through `input_blocks`, through `middle_block`, and up through `output_blocks`. Each block has at most one
+attention, which callers address by the block's name: "input.7", "middle" or "output.2".
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sag.flags import Flags, read_unet_flags
 from sag.models.attention import Attend, Attention, AttentionBlock, AttentionLayer, check_layers
@@ -17,23 +18,29 @@ from sag.models.layers import Downsample, GroupNorm32, ResBlock, Upsample, time_
 
 
 class UNetOutput(NamedTuple):
-    """`sample` (N, out_channels, H, W) float32, and what was captured, by layer name."""
+    """The output of a UNet.
+
+    Attributes:
+        sample: (N, out_channels, H, W) float32.
+        attention: The captured attentions, by layer name.
+    """
 
     sample: Tensor
     attention: dict[str, Attention]
 
 
 def memory_format(dtype: torch.dtype) -> torch.memory_format:
-    """Channels last for the half precisions, whose kernels want it; plain for float32.
+    """Return the memory layout for a precision: channels last for float16 and bfloat16, contiguous for float32.
 
-    The CPU's group norm over channels last is slow, and takes the variance as E[x^2] - E[x]^2, which is 1000 times less exact;
-    `GroupNorm32` runs over the plain layout, which float32 therefore keeps throughout.
+    Half-precision kernels are faster with channels last. The CPU's group norm is slow there, and computes the variance as
+    E[x^2] - E[x]^2, which is 1000 times less exact. `GroupNorm32` therefore uses the contiguous layout, and so does float32
+    everywhere.
     """
     return torch.contiguous_format if dtype == torch.float32 else torch.channels_last
 
 
 def set_body_dtype(blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-    """Convert the convolutions (attention projections included) of these blocks; all else stays in float32."""
+    """Convert the convolutions of these blocks, attention projections included. Everything else stays in float32."""
     for block in blocks:
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
@@ -43,9 +50,14 @@ def set_body_dtype(blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
 
 
 class Trunk(nn.Module):
-    """What UNet and classifier share: time embedding, the blocks downwards and the middle block.
+    """The part that the UNet and the classifier share: time embedding, input blocks and middle block.
 
-    Not used alone. `width` is the number of channels after the middle, `skips` those after each input block.
+    It is a base class only. See `UNet` for its arguments.
+
+    Attributes:
+        attention_layers: The attention layers, by name.
+        width: Channels after the middle block.
+        skips: Channels after each input block.
     """
 
     def __init__(
@@ -134,7 +146,20 @@ def run_block(
     attend: Mapping[str, Attend] | None = None,
     attention: dict[str, Attention] | None = None,
 ) -> Tensor:
-    """Send h (N, C, h, w) through one block; what is captured is put into `attention` under the block's name."""
+    """Apply one block to features h (N, C, h, w).
+
+    Args:
+        block: A list of layers.
+        name: The block's name.
+        h: (N, C, h, w).
+        emb: Time embeddings, (N, emb_channels).
+        capture: Names of the blocks whose attention is put into `attention`.
+        attend: Replacements for attentions, by block name.
+        attention: Receives the captured attention.
+
+    Returns:
+        The features after the block.
+    """
     for layer in block.children():
         if isinstance(layer, ResBlock):
             h = layer(h, emb)
@@ -148,20 +173,27 @@ def run_block(
 
 
 class UNet(Trunk):
-    """The denoising network of ADM and IDDPM, with attention to read and to replace.
+    """The denoising network of ADM and IDDPM, whose attention can be read and replaced.
 
     Args:
-        image_size: height and width in pixels that attention_resolutions refer to; other input sizes run too.
-        in_channels, out_channels: channels of the image, and of the output (twice as many with a learned variance).
-        model_channels, channel_mult: base width and its factor at each level; a factor may be a fraction.
-        attention_resolutions: heights in pixels of the maps that get attention, such as (32, 16, 8).
-        num_classes: rows of the label table (a null class included), or None for an unconditional network.
-        num_heads, num_heads_upsample: heads of each attention, and of those on the way up where that differs.
-        num_head_channels: channels per head; given, it overrides the numbers of heads.
-        use_scale_shift_norm, resblock_updown, use_new_attention_order: as the flags of guided-diffusion.
+        image_size: Height and width in pixels that `attention_resolutions` refers to. Inputs may have other sizes.
+        in_channels: Channels of the input.
+        model_channels: Base width, which `channel_mult` multiplies.
+        out_channels: Channels of the output: those of the image, or twice as many if the variance is learned.
+        num_res_blocks: Residual blocks per level.
+        attention_resolutions: Heights in pixels of the feature maps that have attention, such as (32, 16, 8).
+        channel_mult: One factor of the base width per level; fractions are allowed.
+        num_classes: Rows of the label table, including a null class; None for an unconditional network.
+        dropout: Dropout probability.
+        num_heads: Heads per attention.
+        num_heads_upsample: Heads per attention in the output blocks; None for `num_heads`.
+        num_head_channels: Channels per attention head. If set, it replaces the numbers of heads.
+        use_scale_shift_norm: See `ResBlock`.
+        resblock_updown: Whether residual blocks change the resolution, instead of `Upsample` and `Downsample`.
+        use_new_attention_order: See `AttentionLayer.new_order`.
 
     Raises:
-        ValueError: an image size that cannot be halved often enough, or channels that do not split into heads.
+        ValueError: If the image size cannot be halved often enough, or channels cannot be split into heads.
     """
 
     def __init__(
@@ -200,7 +232,7 @@ class UNet(Trunk):
         self.out_channels = out_channels
         self.num_classes = num_classes
         if num_classes is not None:
-            rows = torch.randn(num_classes, 4 * model_channels)  # on the meta device, `nn.Embedding` alone imports the compiler
+            rows = torch.randn(num_classes, 4 * model_channels)  # without rows, nn.Embedding imports the compiler on "meta"
             self.label_emb = nn.Embedding.from_pretrained(rows, freeze=False)
 
         heads_up = num_heads if num_heads_upsample is None else num_heads_upsample
@@ -222,10 +254,13 @@ class UNet(Trunk):
 
     @classmethod
     def from_flags(cls, flags: Flags) -> "UNet":
-        """Build from the flag names of guided-diffusion and improved-diffusion, with their defaults.
+        """Build a network from the flags of guided-diffusion or improved-diffusion.
+
+        Args:
+            flags: Values by flag name. Missing flags take the defaults of those programs.
 
         Raises:
-            ValueError: an unknown flag, a value of the wrong type, or what the constructor raises.
+            ValueError: If a flag is unknown, a value has the wrong type, or the constructor rejects the values.
         """
         return cls(**read_unet_flags(flags, issubclass(cls, UpsamplingUNet)))
 
@@ -235,11 +270,12 @@ class UNet(Trunk):
         return self.in_channels
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Run the blocks' convolutions and attentions in `dtype`; norms, softmax, embeddings and output stay in float32."""
+        """Run the convolutions and attentions in `dtype`. Norms, softmax, embeddings and the output stay in float32."""
         self.dtype = dtype
         set_body_dtype([self.input_blocks, self.middle_block, self.output_blocks], dtype)
         set_body_dtype([self.out], torch.float32)
 
+    @override
     def forward(
         self,
         x: Tensor,
@@ -249,17 +285,17 @@ class UNet(Trunk):
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
     ) -> UNetOutput:
-        """Predict from a noisy image.
+        """Predict from noisy images.
 
         Args:
-            x: (N, C, H, W) float32; data in [-1, 1] plus noise. H and W divisible by 2 ** (levels - 1).
-            tau: (N,) training step (any real dtype), rescaled already where the model was trained so.
+            x: (N, C, H, W) float32, images in [-1, 1] plus noise. H and W are divisible by 2 ** (levels - 1).
+            tau: (N,) training steps, any real dtype, already rescaled if the network was trained with rescaled steps.
             y: (N,) int64 labels in [0, num_classes), for a class-conditional network only.
-            capture: names of attention layers whose q, k, v come back in `UNetOutput.attention`.
-            attend: replacements for the attention of the named layers.
+            capture: Names of the attention layers to return in `UNetOutput.attention`.
+            attend: Replacements for attentions, by layer name.
 
         Raises:
-            ValueError: an unknown layer name, labels missing or not wanted, a size that the levels do not divide.
+            ValueError: If a layer name is unknown, labels are missing or not expected, or the levels do not divide the size.
         """
         check_layers([*capture, *(attend or ())], self.attention_layers)
         if (y is None) != (self.num_classes is None):
@@ -290,16 +326,17 @@ class UNet(Trunk):
 
 
 class UpsamplingUNet(UNet):
-    """A UNet that also sees a low-resolution image, enlarged and stacked onto x (ADM's upsamplers).
+    """A UNet that also sees a low-resolution image, enlarged and concatenated with x (ADM's upsamplers).
 
-    `in_channels` counts both, so it is twice the channels of the image.
+    `in_channels` counts both images, so it is twice the number of channels of one.
     """
 
     @property
+    @override
     def image_channels(self) -> int:
-        """Channels of the images this network denoises."""
         return self.in_channels // 2
 
+    @override
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
@@ -310,6 +347,15 @@ class UpsamplingUNet(UNet):
         capture: Collection[str] = (),
         attend: Mapping[str, Attend] | None = None,
     ) -> UNetOutput:
-        """As `UNet.forward`, with low_res (N, C, h, w) in [-1, 1], enlarged bilinearly to the size of x."""
+        """Predict from noisy images and their low-resolution versions.
+
+        Args:
+            x: See `UNet.forward`.
+            tau: See `UNet.forward`.
+            y: See `UNet.forward`.
+            low_res: (N, C, h, w) in [-1, 1], enlarged bilinearly to the size of x.
+            capture: See `UNet.forward`.
+            attend: See `UNet.forward`.
+        """
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return super().forward(torch.cat([x, enlarged], dim=1), tau, y, capture=capture, attend=attend)
