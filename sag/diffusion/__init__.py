@@ -1,4 +1,4 @@
-"""The diffusion process: schedules, closed forms, conditions, the denoiser and the samplers."""
+"""The diffusion process: schedules, closed forms, conditions, denoisers and samplers."""
 
 from sag.diffusion.condition import Condition
 from sag.diffusion.denoiser import Denoiser, DenoiserLike, Memory, Prediction, Remembered

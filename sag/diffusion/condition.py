@@ -1,4 +1,4 @@
-"""What a denoiser is told beside x_t and t: labels, text, a small image."""
+"""What a denoiser is told in addition to x_t and t: labels, text or small images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,17 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a denoiser is told of the samples, one row per sample. A model family that is told more adds tensors in a subclass.
+    """What a denoiser is told about the samples. Every tensor has one row per sample.
+
+    A model family with other conditions adds tensors in a subclass.
 
     Args:
-        labels: (N,) int64, the classes.
-        text: (N, T, D), embeddings of texts.
-        low_res: (N, C, h, w) in [-1, 1], the images that an upsampling network enlarges.
-        null_label: The class that means "no class", where the network was trained with one.
-        null_text: (N, T, D), embeddings of the empty texts, or of the negative ones.
+        labels: Classes, (N,) int64.
+        text: Text embeddings, (N, T, D).
+        low_res: Images that an upsampling network enlarges, (N, C, h, w) in [-1, 1].
+        null_label: The class that means "no class", if the network was trained with one.
+        null_text: Embeddings of the empty (or negative) texts, (N, T, D).
 
     Raises:
-        ValueError: If a field is of the wrong type, or fields have different numbers of rows.
+        ValueError: If a field has the wrong type, or fields have different numbers of rows.
     """
 
     labels: Tensor | None = None
@@ -47,12 +49,12 @@ class Condition:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What is alike in conditions that can be joined: which fields there are, and of what shape."""
+        """The fields that are set and the shapes of their rows. Conditions can be joined if these are equal."""
         return tuple(v.shape[1:] if isinstance(v, Tensor) else v for v in self._values().values())
 
     @staticmethod
     def join(conditions: "Sequence[Condition]") -> "Condition":
-        """Return one condition with the rows of all of these, which are of one kind."""
+        """Concatenate the rows of conditions of the same `kind`."""
         rows = [c._values() for c in conditions]
         joined: dict[str, Any] = {
             name: torch.cat([r[name] for r in rows]) for name, value in rows[0].items() if isinstance(value, Tensor)
@@ -60,7 +62,7 @@ class Condition:
         return replace(conditions[0], **joined)
 
     def null(self) -> "Condition | None":
-        """Return the condition of no class and no text, or None if the network knows none. A small image stays."""
+        """Return the condition without class and text, or None if the network has no such condition. `low_res` is kept."""
         if self.labels is not None and self.null_label is not None:
             return replace(self, labels=torch.full_like(self.labels, self.null_label))
         if self.text is not None and self.null_text is not None:
@@ -69,7 +71,15 @@ class Condition:
 
 
 def check_condition(condition: object, count: int) -> None:
-    """Raise a ValueError if this is no condition, or one of another number of samples than `count`."""
+    """Check that a condition is a `Condition` (or None) with one row per sample.
+
+    Args:
+        condition: The value to check.
+        count: Number of samples.
+
+    Raises:
+        ValueError: If the type or the number of rows is wrong.
+    """
     if condition is None:
         return
     if not isinstance(condition, Condition):

@@ -1,4 +1,4 @@
-"""A network, its diffusion and its conditions as one function: (x_t, t) -> what is predicted of the noise."""
+"""A network, its diffusion and its conditions as one function: (x_t, t, condition) -> predicted noise and variance."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,12 @@ from sag.models import Attend, Attention, AttentionLayer, UNet, UpsamplingUNet
 
 
 class Remembered(NamedTuple):
-    """What a technique left in the memory of a trajectory, and the step t at which it did."""
+    """What a technique stored in the memory of a trajectory.
+
+    Attributes:
+        t: The step at which the technique stored it.
+        tensors: The tensors, by name.
+    """
 
     t: int
     tensors: Mapping[str, Tensor]
@@ -21,11 +26,11 @@ class Remembered(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What one step of a trajectory leaves for the next. It belongs to the trajectory, never to a module.
+    """What one step of a trajectory passes to the next. It belongs to the trajectory, never to a module.
 
     Args:
         own: What each technique of a guided denoiser remembers.
-        within: The memory of the denoiser within a guided one, apart for each question that it is asked.
+        within: The memories of the inner denoiser of a guided one: a separate memory for each question.
     """
 
     own: Mapping[Any, Remembered] = field(default_factory=dict)
@@ -34,16 +39,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t.
+    """What a denoiser predicts from x_t.
 
     Args:
-        eps: (N, C, H, W) float32, the noise.
-        log_variance: (N, C, H, W) float32, the logarithm of the step's variance; None if the denoiser says nothing of it.
-        score: The gradient of log p(y | x_t) times its scale, or None; samplers use it by ADM's algorithms 1 and 2.
-        attention: What was captured, by layer.
-        x_0: (N, C, H, W) float32, the clean image, not clamped, if `GaussianDiffusion.carries_x0`; otherwise None, and x_t and
-            eps imply it.
-        memory: What the next step of the same trajectory is to be given.
+        eps: The noise, (N, C, H, W) float32.
+        log_variance: The logarithm of the step's variance, (N, C, H, W) float32; None if it is not predicted.
+        score: The gradient of log p(y | x_t) times its scale, (N, C, H, W) float32, or None. Samplers apply it as in
+            arXiv:2105.05233, Alg. 1 and 2.
+        attention: The captured attentions, by layer name.
+        x_0: The clean image, not clamped, (N, C, H, W) float32, if `GaussianDiffusion.carries_x0`. Otherwise None, since x_0
+            follows from x_t and eps.
+        memory: What to pass to the next step of the same trajectory.
     """
 
     eps: Tensor
@@ -55,29 +61,29 @@ class Prediction:
 
 
 class DenoiserLike(Protocol):
-    """What samplers and guidance need: a `Denoiser`, guided or not, or any class with these attributes and methods."""
+    """What samplers and guidance need: a `Denoiser`, a `GuidedDenoiser`, or any class with these attributes and methods."""
 
     @property
     def diffusion(self) -> GaussianDiffusion:
-        """The diffusion, respaced."""
+        """The diffusion, on the steps that remain after respacing."""
 
     @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
-        """What may be captured, by name."""
+        """The attention layers that can be captured and replaced, by name."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is denoised, at the network's own size."""
+        """(C, H, W) of the samples at the network's own size, before `decode`."""
 
     @property
     def num_classes(self) -> int | None:
-        """How many labels there are, the null one included; None if the denoiser takes no labels."""
+        """Number of labels, including the null label; None if the denoiser takes no labels."""
 
     def respace(self, steps: int | str) -> "DenoiserLike":
         """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """Return the images (N, C, H, W) in [-1, 1] that x_0 stands for: x_0 itself, unless it is latent."""
+        """Turn samples into images (N, C, H, W) in [-1, 1]. Only latent samples change."""
 
     def __call__(
         self,
@@ -89,17 +95,17 @@ class DenoiserLike(Protocol):
         attend: Mapping[str, Attend] | None = None,
         memory: Memory | None = None,
     ) -> Prediction:
-        """Predict from x_t at index t (see `Denoiser.__call__`)."""
+        """Predict the noise in x_t at step t (see `Denoiser.__call__`)."""
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The unguided denoiser.
+    """A network with its diffusion, without guidance.
 
     Args:
-        network: The network, in the precision it was set to.
-        diffusion: The diffusion it was trained for, respaced or not.
-        null_label: The class that means "no class", of a network trained with label dropout.
+        network: The network.
+        diffusion: The diffusion that the network was trained for; it may be respaced.
+        null_label: The class that means "no class", if the network was trained with label dropout.
     """
 
     network: UNet
@@ -107,11 +113,11 @@ class Denoiser:
     null_label: int | None = None
 
     def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
-        """Return what this network is told of samples, with its null class.
+        """Make a condition that includes this network's null class.
 
         Args:
-            labels: (N,) int64.
-            low_res: (N, C, h, w) in [-1, 1], for an upsampling network.
+            labels: Classes, (N,) int64.
+            low_res: Images for an upsampling network, (N, C, h, w) in [-1, 1].
         """
         return Condition(labels, low_res=low_res, null_label=self.null_label)
 
@@ -127,7 +133,7 @@ class Denoiser:
 
     @property
     def num_classes(self) -> int | None:
-        """Rows of the network's label table."""
+        """Number of rows of the network's label table; None if the network is unconditional."""
         return self.network.num_classes
 
     def respace(self, steps: int | str) -> "Denoiser":
@@ -153,20 +159,20 @@ class Denoiser:
 
         Args:
             x_t: (N, C, H, W) float32.
-            t: The index in the diffusion's schedule.
-            condition: What the network is told. An unconditional network is not told the labels, which a classifier beside it
-                may need.
+            t: The step, an index of the diffusion's schedule.
+            condition: What the network is told. An unconditional network ignores labels, which may be meant for a classifier.
             capture: See `UNet.forward`.
             attend: See `UNet.forward`.
-            memory: What the step before left; a denoiser without techniques leaves nothing.
+            memory: What the previous step passed on. This denoiser neither reads nor changes it.
 
         Raises:
-            ValueError: If the condition does not fit the network or the number of images, or the network's output the variance.
+            ValueError: If the condition does not fit the network or the number of images, or if the network's output does not
+                fit the variance.
         """
         check_condition(condition, len(x_t))
         given = condition or Condition()
         if given.text is not None:
-            raise ValueError("this network takes labels at most, and the condition has text")
+            raise ValueError("this network takes no text, but the condition has one")
         if (given.low_res is not None) != isinstance(self.network, UpsamplingUNet):
             wanted = "no low_res" if given.low_res is not None else "low_res, the images to enlarge"
             raise ValueError(f"this network needs a condition with {wanted}")

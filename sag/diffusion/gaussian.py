@@ -1,4 +1,4 @@
-"""The Gaussian diffusion's closed forms, without any network (arXiv:2006.11239; arXiv:2102.09672)."""
+"""The closed forms of Gaussian diffusion, without any network (arXiv:2006.11239; arXiv:2102.09672)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +11,7 @@ from sag.diffusion.schedule import Schedule, Table
 from sag.flags import Flags, read_diffusion_flags
 
 Index = int | Tensor
-"""A step of the (respaced) schedule: one number for all, or (N,) int64, one for each image."""
+"""A step of the (respaced) schedule: one number for all images, or (N,) int64 with one per image."""
 
 VARIANCES = ("learned_range", "fixed_small", "fixed_large")
 PREDICTIONS = ("eps", "x_0", "v", "flow")
@@ -19,21 +19,21 @@ PREDICTIONS = ("eps", "x_0", "v", "flow")
 
 @dataclass(frozen=True)
 class GaussianDiffusion:
-    """A schedule, and what the network's output means.
+    """A schedule, together with the meaning of the network's output.
 
-    In all methods x_t, x_0, eps and output are (N, C, H, W) float32.
+    In all methods, x_t, x_0, eps and output are (N, C, H, W) float32.
 
     Args:
-        schedule: How much signal and noise x_t has.
-        variance: "learned_range" (the second half of the output interpolates between the two bounds), "fixed_small" (the
-            posterior's), "fixed_large" (beta), or None: the denoiser says nothing of the variance.
-        prediction: What the output, or its first half, is: "eps"; "x_0"; "v", signal eps - noise x_0 (arXiv:2202.00512); or
-            "flow", eps - x_0, the velocity of a straight path from image to noise (arXiv:2210.02747).
+        schedule: How much signal and noise x_t has at each step.
+        variance: "learned_range": the second half of the output interpolates between the other two; "fixed_small": the
+            posterior's variance; "fixed_large": beta; None: no variance is predicted.
+        prediction: The meaning of the output, or of its first half: "eps", "x_0", "v" (signal eps - noise x_0,
+            arXiv:2202.00512) or "flow" (eps - x_0, the velocity of a straight path from image to noise, arXiv:2210.02747).
         clip_denoised: Whether predicted clean images are clamped to [-1, 1], as the reference programs do.
 
     Raises:
-        ValueError: If a word is unknown, a variance is asked of a schedule without betas, or eps is to be predicted from noise
-            without any signal.
+        ValueError: If the variance or the prediction is unknown, if a schedule without betas is given a variance, or if eps is
+            predicted at a step without signal.
     """
 
     schedule: Schedule
@@ -52,13 +52,20 @@ class GaussianDiffusion:
             )
         if self.prediction == "eps" and self.schedule.signal[-1] == 0:
             raise ValueError(
-                "prediction=eps says nothing of the image where there is no signal, as at the end of this schedule; "
+                "prediction=eps does not determine the image where there is no signal, as at the end of this schedule; "
                 "use x_0, v or flow, whichever the network was trained for"
             )
 
     @classmethod
     def from_flags(cls, flags: Flags) -> "GaussianDiffusion":
-        """Build from the diffusion flags of guided-diffusion and improved-diffusion, with their defaults."""
+        """Build a diffusion from the flags of guided-diffusion or improved-diffusion.
+
+        Args:
+            flags: Values by flag name. Missing flags take the defaults of those programs.
+
+        Raises:
+            ValueError: If a flag is unknown, or a value has the wrong type or is not supported.
+        """
         arguments = read_diffusion_flags(flags)
         schedule = {"linear": Schedule.linear, "cosine": Schedule.cosine}[arguments.pop("schedule")]
         steps, rescale, respacing = (arguments.pop(key) for key in ("steps", "rescale_timesteps", "respacing"))
@@ -66,24 +73,31 @@ class GaussianDiffusion:
         return diffusion.respace(respacing) if respacing else diffusion
 
     def respace(self, steps: int | str) -> "GaussianDiffusion":
-        """The same diffusion on fewer steps (see `Schedule.respace`)."""
+        """Return the same diffusion on fewer steps (see `Schedule.respace`)."""
         schedule = self.schedule.respace(steps)
         return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def q_sample(self, x_0: Tensor, t: Index, eps: Tensor) -> Tensor:
-        """x_0 noised to step t with the given eps (arXiv:2006.11239, Eq. 4)."""
+        """Add the noise of step t to x_0: x_t = signal x_0 + noise eps (arXiv:2006.11239, Eq. 4)."""
         return _at(self.schedule.signal, t, x_0) * x_0 + _at(self.schedule.noise, t, x_0) * eps
 
     @property
     def carries_x0(self) -> bool:
-        """Whether predictions carry x_0 beside eps: where the network predicts a velocity, or the last step has no signal."""
+        """Whether a `Prediction` has x_0 as well: if the network predicts a velocity, or the last step has no signal."""
         return self.prediction in ("v", "flow") or self.schedule.signal[-1] == 0
 
     def split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-        """Split what a network gives for images of `channels` into the output and, with a learned variance, what tells that.
+        """Split a network's output into the prediction and the part that encodes the variance.
+
+        Args:
+            output: The network's output, (N, channels or 2 channels, H, W).
+            channels: Number of channels of the images.
+
+        Returns:
+            The prediction, (N, channels, H, W), and the encoded variance of the same shape, or None unless it is learned.
 
         Raises:
-            ValueError: If the network gives another number of channels.
+            ValueError: If the network's number of channels does not fit the variance.
         """
         learned = self.variance == "learned_range"
         wanted = 2 * channels if learned else channels
@@ -98,12 +112,13 @@ class GaussianDiffusion:
         return output, of_variance
 
     def resolve(self, output: Tensor, x_t: Tensor, t: Index) -> tuple[Tensor, Tensor]:
-        """Return the eps and the x_0, not clamped, that the network's output stands for."""
+        """Convert the network's output at x_t into eps and x_0. x_0 is not clamped."""
         if self.prediction == "eps":
             return output, self.x0_from_eps(x_t, t, output)
         if self.prediction == "x_0":
             return self.eps_from_x0(x_t, t, output), output
-        signal, noise = self.schedule.signal, self.schedule.noise  # the inverse of x_t = signal x_0 + noise eps and `target`:
+        signal, noise = self.schedule.signal, self.schedule.noise
+        # The inverse of the two equations x_t = signal x_0 + noise eps and output = target(x_0, eps)
         if self.prediction == "v":
             whole, eps_of_xt, x0_of_xt = signal**2 + noise**2, noise, signal
         else:
@@ -113,7 +128,7 @@ class GaussianDiffusion:
         return eps, x_0
 
     def target(self, x_0: Tensor, eps: Tensor, t: Index) -> Tensor:
-        """Return the output that stands for x_0 and eps: what a network is trained to say."""
+        """Return what the network should output for x_0 and eps: the target in training."""
         if self.prediction == "v":
             return _at(self.schedule.signal, t, x_0) * eps - _at(self.schedule.noise, t, x_0) * x_0
         if self.prediction == "flow":
@@ -121,61 +136,61 @@ class GaussianDiffusion:
         return eps if self.prediction == "eps" else x_0
 
     def x0_from_eps(self, x_t: Tensor, t: Index, eps: Tensor) -> Tensor:
-        """The clean image that x_t and eps imply, not clamped (the inverse of `q_sample`).
+        """Compute the clean image from x_t and eps, not clamped (the inverse of `q_sample`).
 
         Raises:
-            ValueError: If step t has no signal, so that they imply none.
+            ValueError: If step t has no signal, so that no image follows from them.
         """
         if isinstance(t, int) and self.schedule.signal[t] == 0:
             raise ValueError(
                 f"x_0 does not follow from eps at t = {t}, where there is no signal; "
-                "classifier guidance needs an interval there that ends below time 1"
+                "with this schedule, classifier guidance needs an interval that ends below time 1"
             )
         of_xt, of_eps = self.schedule.clean_of_noisy
         return _at(of_xt, t, x_t) * x_t - _at(of_eps, t, x_t) * eps
 
     def eps_from_x0(self, x_t: Tensor, t: Index, x_0: Tensor) -> Tensor:
-        """The noise that x_t and a clean image imply."""
+        """Compute the noise from x_t and the clean image."""
         if self.schedule.signal[-1] == 0:
             return (x_t - _at(self.schedule.signal, t, x_t) * x_0) / _at(self.schedule.noise, t, x_t)
         of_xt, of_eps = self.schedule.clean_of_noisy
         return (_at(of_xt, t, x_t) * x_t - x_0) / _at(of_eps, t, x_t)
 
     def predicted_x0(self, x_t: Tensor, t: Index, eps: Tensor, x_0: Tensor | None = None) -> Tensor:
-        """The predicted clean image, clamped to [-1, 1] if `clip_denoised`.
+        """Return the predicted clean image, clamped to [-1, 1] if `clip_denoised`.
 
         Args:
             x_t: The noisy image.
-            t: Its step.
+            t: The step.
             eps: The predicted noise.
-            x_0: The clean image, where the prediction has it (see `Prediction`); else x_t and eps imply it.
+            x_0: The clean image, if the prediction has it (see `Prediction`); by default it is computed from x_t and eps.
         """
         x_0 = self.x0_from_eps(x_t, t, eps) if x_0 is None else x_0
         return x_0.clamp(-1, 1) if self.clip_denoised else x_0
 
     def posterior_mean(self, x_t: Tensor, t: Index, x_0: Tensor) -> Tensor:
-        """The mean of q(x_{t-1} | x_t, x_0) (arXiv:2006.11239, Eq. 7)."""
+        """Return the mean of q(x_{t-1} | x_t, x_0) (arXiv:2006.11239, Eq. 7)."""
         s = self.schedule
         of_x0 = s.betas * np.sqrt(s.alpha_bar_prev) / (1 - s.alpha_bar)
         of_xt = (1 - s.alpha_bar_prev) * np.sqrt(1 - s.betas) / (1 - s.alpha_bar)
         return _at(of_x0, t, x_t) * x_0 + _at(of_xt, t, x_t) * x_t
 
     def learned_log_variance(self, v: Tensor, t: Index) -> Tensor:
-        """The log-variance that the network's v (N, C, H, W), in [-1, 1], stands for (arXiv:2102.09672, Eq. 15)."""
+        """Convert the network's encoded variance v (N, C, H, W), in [-1, 1], to a log-variance (arXiv:2102.09672, Eq. 15)."""
         fraction = (v + 1) / 2
         upper, lower = _at(np.log(self.schedule.betas), t, v), _at(self.schedule.posterior_log_variance, t, v)
         return fraction * upper + (1 - fraction) * lower
 
     def fixed_log_variance(self, t: Index, like: Tensor) -> Tensor:
-        """The log-variance of "fixed_large", or that of the posterior, broadcast to the shape of `like`."""
+        """Return the log-variance of beta for "fixed_large", else of the posterior, in the shape of `like`."""
         table = self.schedule.posterior_log_variance
-        if self.variance == "fixed_large":  # the first step keeps the small one: its beta would add visible noise
+        if self.variance == "fixed_large":  # the first step keeps the posterior's: its beta would add visible noise
             table = np.concatenate([table[:1], np.log(self.schedule.betas[1:])])
         return torch.ones_like(like) * _at(table, t, like)
 
 
 def _at(table: Table, t: Index, like: Tensor) -> Tensor | float:
-    """Row t of a float64 table: a number, or (N, 1, 1, 1) float32 on the device of `like`."""
+    """Return row t of a float64 table: a number, or (N, 1, 1, 1) float32 on the device of `like`."""
     if isinstance(t, int):
         return float(table[t])
     rows = torch.from_numpy(table)[t.cpu()].to(like.device, torch.float32)

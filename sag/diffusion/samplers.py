@@ -1,4 +1,4 @@
-"""Samplers: one step each, and the one loop. They run on any denoiser and know nothing of guidance."""
+"""Samplers, which are rules for one step, and the loop over all steps. They accept any denoiser, guided or not."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sag.diffusion.condition import Condition
 from sag.diffusion.denoiser import DenoiserLike, Memory, Prediction
@@ -17,7 +18,13 @@ from sag.diffusion.gaussian import GaussianDiffusion
 
 @dataclass(frozen=True)
 class Step:
-    """After one step: its index t, the less noisy x (x_{t-1}) and the predicted clean x_0, both (N, C, H, W) float32."""
+    """The result of one step.
+
+    Attributes:
+        t: The step.
+        x: The less noisy x_{t-1}, (N, C, H, W) float32.
+        x_0: The predicted clean image, (N, C, H, W) float32.
+    """
 
     t: int
     x: Tensor
@@ -25,12 +32,12 @@ class Step:
 
 
 Predict = Callable[[Tensor, int], Prediction]
-"""predict(x, t): what the denoiser says of another x and t, for a sampler that asks more than once in a step."""
+"""predict(x, t): the denoiser's prediction at another x and t, for samplers that need several predictions per step."""
 
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """A rule for one step. It has no state: what it needs of earlier steps it is given.
+    """A rule for one step. It has no state: `step` is given the earlier steps that it needs.
 
     Args:
         steps: How the schedule is respaced before sampling (see `Schedule.respace`).
@@ -38,7 +45,7 @@ class Sampler(ABC):
 
     steps: int | str = 250
     looks_back: ClassVar[int] = 0
-    """How many earlier steps it is given."""
+    """How many earlier steps `step` is given."""
 
     @abstractmethod
     def step(
@@ -56,21 +63,25 @@ class Sampler(ABC):
         Args:
             diffusion: The diffusion, respaced.
             x_t: (N, C, H, W) float32.
-            t: The index in the schedule.
-            prediction: What the denoiser says of x_t.
-            noise: noise(t) is standard normal of the shape of x_t; call it only if the step is random.
-            history: The last `looks_back` steps, the newest last; fewer at the beginning.
-            predict: Asks the denoiser again. What techniques would remember of such a trial is forgotten.
+            t: The step, an index of the schedule.
+            prediction: The denoiser's prediction from x_t.
+            noise: noise(t) returns standard normal numbers in the shape of x_t. Call it only if the step is random.
+            history: The last `looks_back` steps, newest last; fewer at the beginning.
+            predict: Calls the denoiser again. What techniques remember from such calls is discarded.
         """
 
 
 @dataclass(frozen=True)
 class DDPM(Sampler):
-    """Ancestral sampling (arXiv:2006.11239, Alg. 2), with classifier guidance by arXiv:2105.05233, Alg. 1.
+    """Ancestral sampling (arXiv:2006.11239, Alg. 2), with classifier guidance as in arXiv:2105.05233, Alg. 1.
 
-    Where the denoiser says nothing of the variance, it is the posterior's.
+    If the denoiser predicts no variance, the posterior's variance is used.
+
+    Args:
+        steps: See `Sampler`.
     """
 
+    @override
     def step(
         self,
         diffusion: GaussianDiffusion,
@@ -81,7 +92,6 @@ class DDPM(Sampler):
         history: Sequence[Step] = (),
         predict: Predict | None = None,
     ) -> Step:
-        """See `Sampler.step`; the last step (t = 0) returns the mean."""
         x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
         x = diffusion.posterior_mean(x_t, t, x_0)
         log_variance = prediction.log_variance
@@ -96,13 +106,18 @@ class DDPM(Sampler):
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """The implicit sampler (arXiv:2010.02502, Eq. 12), with classifier guidance by arXiv:2105.05233, Alg. 2.
+    """The implicit sampler (arXiv:2010.02502, Eq. 12), with classifier guidance as in arXiv:2105.05233, Alg. 2.
 
-    eta: 0 is deterministic, 1 as random as DDPM with the small variance.
+    As in guided-diffusion, eps is computed again from the clamped x_0, and the classifier's change of x_0 is not clamped.
+
+    Args:
+        steps: See `Sampler`.
+        eta: 0 is deterministic; 1 is as random as DDPM with variance "fixed_small".
     """
 
     eta: float = 0.0
 
+    @override
     def step(
         self,
         diffusion: GaussianDiffusion,
@@ -113,9 +128,6 @@ class DDIM(Sampler):
         history: Sequence[Step] = (),
         predict: Predict | None = None,
     ) -> Step:
-        """See `Sampler.step`. As in guided-diffusion, eps is taken again from the clamped x_0, and the classifier's shift of it
-        is not clamped after.
-        """
         schedule = diffusion.schedule
         x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
         eps = diffusion.eps_from_x0(x_t, t, x_0)
@@ -138,18 +150,21 @@ def sample(
     *,
     noise: Callable[[int], Tensor],
 ) -> Iterator[Step]:
-    """Walk from pure noise to images, one `Step` at a time; the last one's x is the sample.
+    """Go from pure noise to samples, one `Step` at a time. The x of the last step is the sample.
 
     Args:
-        denoiser: It is respaced to the sampler's steps here; one that is respaced so already is taken as it is.
-        sampler: How to go from one step to the next.
+        denoiser: The denoiser. It is respaced to the sampler's steps, unless it already is.
+        sampler: The rule for one step.
         x_T: (N, C, H, W) float32 standard normal.
-        condition: What the denoiser is told of the samples.
-        noise: noise(t) gives the standard normal of step t, of the shape of x_T.
+        condition: What the denoiser is told about the samples.
+        noise: noise(t) returns the standard normal numbers of step t, in the shape of x_T.
+
+    Yields:
+        Each step, from t = steps - 1 down to t = 0.
 
     Raises:
-        ValueError: If the denoiser's schedule cannot have the sampler's steps.
-        FloatingPointError: the first step after which a value is not finite, and in which images.
+        ValueError: If the denoiser's schedule cannot be respaced to the sampler's steps.
+        FloatingPointError: If a step gives values that are not finite. The message names the step and the images.
     """
     denoiser = denoiser.respace(sampler.steps)
     history: deque[Step] = deque(maxlen=sampler.looks_back)
@@ -161,7 +176,7 @@ def sample(
         memory = prediction.memory
         predict = partial(denoiser, condition=condition, memory=memory)
         step = sampler.step(denoiser.diffusion, x, t, prediction, noise, history, predict)
-        del prediction  # its memory is free while the next one is made
+        del prediction  # so that its memory is free during the next prediction
         history.append(step)
         x = step.x
         bad = ~torch.isfinite(x).flatten(1).all(dim=1)

@@ -1,4 +1,4 @@
-"""Noise schedules: float64 tables with one row per kept step (arXiv:2006.11239, section 4; arXiv:2102.09672, Eq. 17)."""
+"""Noise schedules: float64 tables with one row per step (arXiv:2006.11239, section 4; arXiv:2102.09672, Eq. 17)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +11,22 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """How much of the image and how much noise x_t has at each kept step: x_t = signal x_0 + noise eps.
+    """How much image and how much noise x_t has at each step: x_t = signal x_0 + noise eps.
 
-    The named constructors are the usual way to make one: `linear`, `cosine`, `flow` and `from_betas`.
+    Schedules are usually made by `linear`, `cosine`, `flow` or `from_betas`.
 
     Args:
         signal: (T,) float64 in [0, 1], falling.
         noise: (T,) float64 in (0, 1], rising.
-        tau: (T,) float64, what the network is told of each step.
-        timesteps: (T,) int64, ascending, which training steps are kept.
-        training_steps: The number of training steps.
-        variances: (T,) float64 in (0, 1], the betas of a variance-preserving schedule, which all its tables follow from; None
-            for any other schedule.
+        tau: (T,) float64, the number that tells the network the step.
+        timesteps: (T,) int64, ascending: the training step of each row.
+        training_steps: Number of training steps.
+        variances: (T,) float64 in (0, 1], the betas of a variance-preserving schedule, from which all its tables follow; None
+            for other schedules.
         spacing: The argument of the last `respace`.
+
+    Raises:
+        ValueError: If the tables have different lengths, or a step has no noise.
     """
 
     signal: Table
@@ -39,7 +42,7 @@ class Schedule:
         if len(lengths) != 1:
             raise ValueError(f"the tables of a schedule must be equally long, got lengths {sorted(lengths)}")
         if not (self.noise > 0).all():
-            raise ValueError("every step of a schedule needs some noise; leave the clean image out, it follows the last step")
+            raise ValueError("every step of a schedule needs some noise; leave the clean image out, which is not a step")
 
     @classmethod
     def from_betas(
@@ -49,9 +52,9 @@ class Schedule:
 
         Args:
             betas: (T,) float64 in (0, 1].
-            tau: (T,) float64, what the network is told of each step.
-            timesteps: (T,) int64, ascending, which training steps these are.
-            training_steps: The number of training steps.
+            tau: See `Schedule`.
+            timesteps: See `Schedule`.
+            training_steps: Number of training steps.
             spacing: See `Schedule`.
         """
         alpha_bar = np.cumprod(1 - betas, dtype=np.float64)
@@ -59,11 +62,13 @@ class Schedule:
 
     @classmethod
     def linear(cls, steps: int = 1000, rescale_timesteps: bool = False) -> "Schedule":
-        """Ho et al.'s linear betas, 1e-4 to 0.02 at 1000 steps and scaled to end equally noisy at any other number.
+        """Make the linear schedule of Ho et al. (arXiv:2006.11239, section 4).
+
+        The betas go from 1e-4 to 0.02 at 1000 steps. For other numbers of steps they are scaled to end equally noisy.
 
         Args:
-            steps: The number of training steps.
-            rescale_timesteps: Whether the network is told tau on a scale of 1000 steps whatever `steps` is (IDDPM).
+            steps: Number of training steps.
+            rescale_timesteps: Whether tau counts to 1000 for any number of steps (IDDPM).
         """
         scale = 1000 / _positive(steps)
         betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
@@ -71,10 +76,10 @@ class Schedule:
 
     @classmethod
     def cosine(cls, steps: int = 1000, rescale_timesteps: bool = False) -> "Schedule":
-        """Nichol and Dhariwal's cosine alpha_bar with s = 0.008 and betas of at most 0.999.
+        """Make the cosine schedule of Nichol and Dhariwal (arXiv:2102.09672, Eq. 17): s = 0.008, betas of at most 0.999.
 
         Args:
-            steps: The number of training steps.
+            steps: Number of training steps.
             rescale_timesteps: See `linear`.
         """
         x = np.arange(_positive(steps) + 1) / steps
@@ -87,24 +92,24 @@ class Schedule:
         """Make the straight path of flow matching, signal 1 - t and noise t, from t = 1 / steps to pure noise at t = 1.
 
         Args:
-            steps: The number of rows; a sampler keeps some of them.
-            tau_scale: The network is told tau = tau_scale * t, so 1000 for a network that counts to 1000.
+            steps: Number of rows. A sampler keeps some of them.
+            tau_scale: tau is tau_scale * t; use 1000 for a network that counts to 1000.
         """
         timesteps = np.arange(1, _positive(steps) + 1)
         t = timesteps / steps
         return cls(1 - t, t, tau_scale * t, timesteps, steps)
 
     def respace(self, steps: int | str) -> "Schedule":
-        """Keep fewer steps; the kept ones have the signal and the noise that they had.
+        """Keep only some of the steps, with their signal and noise unchanged.
 
-        Respacing a schedule again in the way it was respaced last changes nothing.
+        Respacing a schedule twice with the same argument is the same as once.
 
         Args:
-            steps: 250 or "250" (evenly spread over all), "ddim25" (a fixed whole stride, as DDIM does), or "10,15,20" (that
-                many in the first, second, last third).
+            steps: 250 or "250" (spread evenly), "ddim25" (a constant integer stride, as in DDIM), or "10,15,20" (that many in
+                the first, second and last third).
 
         Raises:
-            ValueError: If there are fewer steps, no whole stride gives them, or `steps` has none of these forms.
+            ValueError: If `steps` has none of these forms, the schedule has fewer steps, or no integer stride gives them.
         """
         spacing = str(steps).strip()
         if spacing == self.spacing:
@@ -126,54 +131,54 @@ class Schedule:
 
     @cached_property
     def time(self) -> Table:
-        """(T,) timesteps / training_steps, in [0, 1]: the same at 25 and at 250 steps."""
+        """The time timesteps / training_steps, (T,) in [0, 1]. Its meaning is the same at 25 and at 250 steps."""
         return self.timesteps.astype(np.float64) / self.training_steps
 
     @cached_property
     def signal_prev(self) -> Table:
-        """(T,) signal one step earlier; 1 before the first."""
+        """The signal at t - 1, (T,); 1 before the first step."""
         return np.concatenate([[1.0], self.signal[:-1]])
 
     @cached_property
     def variance_prev(self) -> Table:
-        """(T,) noise^2 one step earlier; 0 before the first."""
+        """noise^2 at t - 1, (T,); 0 before the first step."""
         variance = np.square(self.noise) if self.variances is None else 1 - self.alpha_bar
         return np.concatenate([[0.0], variance[:-1]])
 
     @cached_property
     def clean_of_noisy(self) -> tuple[Table, Table]:
-        """The factors of x_0 = first * x_t - second * eps, (T,) each; not finite where there is no signal."""
+        """The two factors of x_0 = first * x_t - second * eps, (T,) each; not finite where there is no signal."""
         with np.errstate(divide="ignore"):
             if self.variances is None:
                 return 1 / self.signal, self.noise / self.signal
-            return np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)  # to the bit as in the reference programs
+            return np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)  # bit-equal to the reference programs
 
     @property
     def betas(self) -> Table:
-        """(T,) the variances that the noise grows by at each step (arXiv:2006.11239, Eq. 1).
+        """The variance of the noise that each step adds, (T,) (arXiv:2006.11239, Eq. 1).
 
         Raises:
             ValueError: If the schedule is not variance-preserving.
         """
         if self.variances is None:
             raise ValueError(
-                "only a variance-preserving schedule has betas, and this one is not; DDIM (sampler=ddim) does without them"
+                "only a variance-preserving schedule has betas, and this one is not; DDIM (sampler=ddim) does not need them"
             )
         return self.variances
 
     @cached_property
     def alpha_bar(self) -> Table:
-        """(T,) the product of 1 - beta up to each step (arXiv:2006.11239, Eq. 4)."""
+        """The product of 1 - beta up to each step, (T,) (arXiv:2006.11239, Eq. 4)."""
         return np.cumprod(1 - self.betas, dtype=np.float64)
 
     @cached_property
     def alpha_bar_prev(self) -> Table:
-        """(T,) alpha_bar one step earlier; 1 before the first."""
+        """alpha_bar at t - 1, (T,); 1 before the first step."""
         return np.concatenate([[1.0], self.alpha_bar[:-1]])
 
     @cached_property
     def posterior_variance(self) -> Table:
-        """(T,) the variance of q(x_{t-1} | x_t, x_0), 0 at the first step (arXiv:2006.11239, Eq. 7)."""
+        """The variance of q(x_{t-1} | x_t, x_0), (T,); 0 at the first step (arXiv:2006.11239, Eq. 7)."""
         if self.variances is None:
             growth = np.square(self.noise) - self.variance_prev * np.square(self.signal / self.signal_prev)
             return growth * self.variance_prev / np.square(self.noise)
@@ -181,7 +186,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> Table:
-        """(T,) its logarithm, with the second value in place of the first, which is log 0."""
+        """The logarithm of `posterior_variance`, (T,). The first value would be log 0, so the second replaces it."""
         variance = self.posterior_variance.copy()
         variance[0] = variance[1] if len(variance) > 1 else self.betas[0]
         return np.log(variance)
@@ -204,7 +209,7 @@ def _kept(total: int, text: str) -> NDArray[np.int64]:
             if len(range(0, total, stride)) == wanted:
                 return np.arange(0, total, stride)
         raise ValueError(
-            f"no whole stride over {total} training steps gives exactly {wanted} steps; use steps={wanted} instead of {text!r}"
+            f"no integer stride over {total} steps gives exactly {wanted} of them; use steps={wanted} instead of {text!r}"
         )
     if not text or not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
         raise ValueError(f"steps must look like 250, ddim25 or 10,15,20, got {text!r}")

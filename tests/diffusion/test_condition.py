@@ -41,7 +41,7 @@ def test_the_small_image_belongs_to_the_condition():
         (lambda: Condition(LABELS, low_res=LOW[:1]), "one row per sample in all its fields, got labels 2, low_res 1"),
         (lambda: small_denoiser()(X, 2, LABELS), r"condition must be a Condition, such as Condition\(labels=y\).*got Tensor"),
         (lambda: small_denoiser()(X, 2, Condition(LABELS[:1])), r"the condition has 1 rows \(labels\), but there are 2 images"),
-        (lambda: small_denoiser()(X, 2, Condition(text=TEXT)), "this network takes labels at most"),
+        (lambda: small_denoiser()(X, 2, Condition(text=TEXT)), "this network takes no text"),
         (lambda: small_denoiser()(X, 2, Condition(low_res=LOW)), "this network needs a condition with no low_res"),
         (lambda: upsampler()(X, 2, Condition(LABELS)), "this network needs a condition with low_res"),
     ],

@@ -66,7 +66,7 @@ def test_fixed_variances_are_the_posteriors_and_beta():
 @pytest.mark.parametrize("schedule", [D.schedule, Schedule.flow(50)], ids=["linear", "flow"])
 def test_the_output_of_a_network_is_resolved_into_noise_and_image(schedule, prediction):
     if prediction == "eps" and schedule.signal[-1] == 0:
-        with pytest.raises(ValueError, match="prediction=eps says nothing of the image where there is no signal"):
+        with pytest.raises(ValueError, match="prediction=eps does not determine the image where there is no signal"):
             GaussianDiffusion(schedule, None, prediction)
         return
     d = GaussianDiffusion(schedule, None, prediction)

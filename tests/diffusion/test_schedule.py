@@ -104,7 +104,7 @@ def test_one_step_is_a_schedule():
     [
         (1001, "cannot keep 1001 of 1000"),
         ("10,2000", "cannot keep 2000 of 500"),
-        ("ddim300", "no whole stride over 1000 training steps gives exactly 300"),
+        ("ddim300", "no integer stride over 1000 steps gives exactly 300 of them"),
         ("fast", "must look like 250, ddim25 or 10,15,20, got 'fast'"),
         (0, "must look like"),
         (-3, "must look like"),
