@@ -22,10 +22,10 @@ for name in sys.argv[1:]:  # the programs that will be started
 
 
 class Dying:
-    """A file whose process is killed in the middle of its n-th write."""
+    """A file whose process is killed, or stops, in the middle of its n-th write."""
 
-    def __init__(self, file, writes):
-        self.file, self.writes = file, writes
+    def __init__(self, file, writes, number):
+        self.file, self.writes, self.number = file, writes, number
 
     def __getattr__(self, name):
         return getattr(self.file, name)
@@ -35,17 +35,17 @@ class Dying:
         if self.writes == 0:
             self.file.write(content[: len(content) // 2])
             self.file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
         return self.file.write(content)
 
 
-def die_writing(name, writes):
+def die_writing(name, writes, number=signal.SIGKILL):
     atomic = folders.atomic
 
     @contextlib.contextmanager
     def dying(path, **options):
         with atomic(path, **options) as file:
-            yield Dying(file, writes) if path.name == name else file
+            yield Dying(file, writes, number) if path.name == name else file
 
     folders.atomic = dying
 
