@@ -8,8 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from evaluations.study import tables
 from evaluations.study.results import Results
+from evaluations.study.tables import arrange, markdown
 from sag import storage
 from sag.distributed import Process
 from scripts import sample
@@ -86,8 +86,8 @@ def main(cfg: DictConfig) -> None:
                 storage.remove_own_files(folder, key, (name for name in folder.names() if name.startswith("samples_")))
     if main_process:
         asked = {(row.key, row.table, row.name) for row in rows}
-        for title, table in tables.lines(f for f in results.runs() if (f.key, f.table, f.row) in asked).items():
-            print(f"\n{title}\n\n{tables.markdown(table)}")
+        for table in arrange(f for f in results.runs() if (f.key, f.table, f.row) in asked):
+            print(f"\n{table.title}\n\n{markdown(table)}")
         print(f"wrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
 
 

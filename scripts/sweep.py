@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evaluations.study import tables
 from evaluations.study.results import Results, Run
+from evaluations.study.tables import arrange, markdown
 from sag.distributed import Process
 from scripts import sample
 from scripts.common import USER_ERRORS, run, sentence
@@ -90,8 +90,8 @@ class Summary(Callback):
         if not Process.current().main:
             return
         own = [found for found in Results(Path(config.results)).runs() if found.table == config.name]
-        for title, table in tables.lines(own).items():
-            print(f"\n{title}\n\n{tables.markdown(table)}")
+        for table in arrange(own):
+            print(f"\n{table.title}\n\n{markdown(table)}")
         failed = [found for found in own if found.error is not None and found.time >= self.begin]
         print(f"results are in {config.results}; scripts/report.py makes tables, plots and a page of them", flush=True)
         if failed:

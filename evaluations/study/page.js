@@ -1,9 +1,10 @@
-// Sorts tables by a click on a head, moves galleries with their sliders, and draws the charts.
+// Sorts tables by a click on a head, and moves galleries with their sliders.
 for (const head of document.querySelectorAll('th')) head.addEventListener('click', () => {
   const body = head.closest('table').tBodies[0], column = head.cellIndex;
   const down = head.dataset.down = head.dataset.down ? '' : '1';
-  const value = row => { const text = row.cells[column].dataset.value; return column && text !== '' ? +text : text };
-  const order = (a, b) => a === '' || b === '' ? (a === '') - (b === '') : (down ? 1 : -1) * (a < b ? -1 : a > b ? 1 : 0);
+  const value = row => { const text = row.cells[column].textContent; return column ? parseFloat(text) : text };
+  const missing = number => number !== number;
+  const order = (a, b) => missing(a) || missing(b) ? missing(a) - missing(b) : (down ? 1 : -1) * (a < b ? -1 : a > b ? 1 : 0);
   const rows = [...body.rows].sort((a, b) => order(value(a), value(b)));
   body.append(...rows);
 });
@@ -15,5 +16,3 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   };
   slider.addEventListener('input', show); show();
 }
-for (const place of document.querySelectorAll('[data-chart]'))
-  vegaEmbed(place, JSON.parse(place.dataset.chart), {actions: false, renderer: 'svg'});

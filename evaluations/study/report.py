@@ -1,17 +1,14 @@
 """A report of scored runs: tables in Markdown, LaTeX and CSV, plots, and one page."""
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluations.metrics import COLUMNS
-from evaluations.study import tables as forms
 from evaluations.study.page import page
+from evaluations.study.pictures import draw_table
 from evaluations.study.results import Results, Run
-from evaluations.study.tables import Line
+from evaluations.study.tables import Table, arrange, as_csv, base_of, latex, markdown
 from sag import storage
 
 
@@ -21,12 +18,12 @@ class Report:
 
     Attributes:
         runs: The runs in the report, those that failed among them.
-        tables: The rows of each table, by its title.
+        tables: The tables.
         files: The files: tables.md, tables.tex, results.csv, report.html and a plot of each table.
     """
 
     runs: list[Run]
-    tables: dict[str, list[Line]]
+    tables: list[Table]
     files: list[Path]
 
 
@@ -56,21 +53,21 @@ def write_report(
         ValueError: There are no such runs, or a file of somebody else is in the way.
     """
     runs = choose_runs(Path(results), tables, num_samples)
-    found = forms.lines(runs)
+    found = arrange(runs)
     texts = {
-        "tables.md": "\n".join(f"## {name}\n\n{forms.markdown(table)}" for name, table in found.items()),
-        "tables.tex": "\n".join(latex(name, table) for name, table in found.items()),
+        "tables.md": "\n".join(f"## {table.title}\n\n{markdown(table)}" for table in found),
+        "tables.tex": "\n".join(latex(table) for table in found),
         "results.csv": as_csv(runs),
         "report.html": page(found, [failed for failed in runs if failed.error is not None]),
     }
-    folder, plots = storage.LocalFolder(Path(out)), file_names(found)
+    folder, plots = storage.LocalFolder(Path(out)), file_names(table.title for table in found)
     settings = {"results": str(results), "tables": None if tables is None else list(tables), "num_samples": num_samples}
     files = [*texts, *plots.values()]
     storage.claim_files(folder, settings, files)
     for name, text in texts.items():
         folder.write(name, text.encode())
-    for title, name in plots.items():
-        forms.draw(found[title], base_of(found, found[title]), folder.path / name)
+    for table in found:
+        draw_table(table, base_of(table, found), folder.path / plots[table.title])
     return Report(runs, found, [folder.path / name for name in files])
 
 
@@ -102,36 +99,6 @@ def choose_runs(results: Path, tables: Sequence[str] | None, num_samples: int | 
         counts = ", ".join(sorted({str(found.num_samples) for found in runs}))
         raise ValueError(f"no run has num_samples={num_samples}; there are runs of {counts}")
     return own
-
-
-def latex(name: str, table: Sequence[Line]) -> str:
-    """A booktabs table with the cells of `tables.cell`."""
-    columns = forms.measured(table)
-    heads = [f"{table[0].num_samples} samples", "seeds", *(COLUMNS[metric] for metric in columns)]
-    rows = [[line.row.replace("_", r"\_"), str(len(line.runs)), *(forms.cell(line, m) for m in columns)] for line in table]
-    body = [" & ".join(cells).replace("±", r"$\pm$") + r" \\" for cells in [heads, *rows]]
-    start = [f"% {name}", f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "\\toprule", body[0], "\\midrule"]
-    return "\n".join([*start, *body[1:], "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-def as_csv(runs: Sequence[Run]) -> str:
-    """A line for each run."""
-    names = list(dict.fromkeys(name for found in runs for name in found.metrics))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", "seed", "num_samples", *names, "seconds", "commit", "device", "extractor", "error"])
-    for found in runs:
-        metrics = [f"{found.metrics[name]:.6g}" if name in found.metrics else "" for name in names]
-        made = [found.record.get("commit"), found.record.get("device"), found.scoring.get("extractor"), found.error]
-        writer.writerow([found.table, found.row, found.seed, found.num_samples, *metrics, found.seconds, *made])
-    return text.getvalue()
-
-
-def base_of(found: Mapping[str, Sequence[Line]], table: Sequence[Line]) -> Line | None:
-    """The row without guidance to draw a table against: its own, or that of another table whose scores compare with its own."""
-    own = forms.basis(table[0].runs[0])
-    lines = [*table, *(line for other in found.values() for line in other)]
-    return next((line for line in lines if line.row == forms.BASE and forms.basis(line.runs[0]) == own), None)
 
 
 def file_names(titles: Iterable[str]) -> dict[str, str]:

@@ -1,102 +1,156 @@
-"""Scored runs as tables and plots."""
+"""Scored runs as tables: runs whose scores compare stand together, with the mean and the spread over their seeds."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
 from omegaconf import OmegaConf
 
 from evaluations.metrics import COLUMNS
 from evaluations.study.results import Run
-from sag import storage
 from sag.build.messages import CONFIGS
 
-BASE = "no guidance"  # the row that the others of a plot are compared with
+BASE = "no guidance"  # the row that plots compare the others with
 
 
 class Basis(NamedTuple):
-    """What scores that stand beside each other must share."""
+    """What runs must share if their scores are to be compared."""
 
     num_samples: int
     extractor: str
     reference: str
 
     def words(self) -> tuple[str, ...]:
-        """Each field as a title says it."""
+        """Return each field as a title says it."""
         return f"{self.num_samples} samples", f"extractor {self.extractor}", f"reference {self.reference[:8] or 'unknown'}"
 
 
-def basis(run: Run) -> Basis:
-    """That of a scored run."""
-    return Basis(run.num_samples, run.scoring["extractor"], run.scoring.get("reference", ""))
-
-
 @dataclass(frozen=True)
-class Line:
-    """The runs of one row, which differ in their seed only."""
+class Table:
+    """Scored runs that share a basis. The runs of a row differ only in their seeds.
 
-    row: str
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange
+        >>> facts = {"settings": {}, "scoring": {"extractor": "inception"}}
+        >>> runs = [Run("a", "scales", "SAG", 0, 10, metrics={"fid": 1.0}, **facts)]
+        >>> runs += [Run("b", "scales", "SAG", 1, 10, metrics={"fid": 2.0}, **facts)]
+        >>> (table,) = arrange(runs)
+        >>> table.mean["fid"].to_dict(), table.cells()["FID"].to_dict()
+        ({'SAG': 1.5}, {'SAG': '1.500 ± 0.707'})
+
+    Attributes:
+        title: What the table is called.
+        basis: What the runs share.
+        runs: The runs; the first runs of the rows are in the order of the rows.
+    """
+
+    title: str
+    basis: Basis
     runs: Sequence[Run]
 
-    @property
-    def num_samples(self) -> int:
-        """Of each run."""
-        return self.runs[0].num_samples
-
-    def mean(self, metric: str) -> float:
-        """Over the seeds; nan where no run has it."""
-        return float(np.mean(self._values(metric))) if self._values(metric) else float("nan")
-
-    def spread(self, metric: str) -> float | None:
-        """The standard deviation of one seed; None where there are not several."""
-        return float(np.std(self._values(metric), ddof=1)) if len(self._values(metric)) > 1 else None
-
-    def published(self, metric: str) -> float | None:
-        """What a paper has, if it has it."""
-        value = self.runs[-1].published.get("values", {}).get(metric)
-        return None if value is None else float(value)
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The metrics of `COLUMNS` of every run, by its row; nan for no value."""
+        return pd.DataFrame([run.metrics for run in self.runs], [run.row for run in self.runs], [*COLUMNS], dtype=float)
 
     @property
-    def comparable(self) -> bool:
-        """Whether the published numbers are about as many samples, scored by the same network."""
-        facts = self.runs[-1].published
-        same_n = facts.get("num_samples") == self.num_samples
-        return same_n and facts.get("extractor") == self.runs[-1].scoring["extractor"]
+    def measured(self) -> list[str]:
+        """The metrics that any run has."""
+        return [metric for metric in COLUMNS if self.scores[metric].notna().any()]
 
-    def _values(self, metric: str) -> list[float]:
-        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+    @property
+    def seeds(self) -> "pd.Series[int]":
+        """How many runs each row has."""
+        return self.scores.groupby(level=0, sort=False).size()
+
+    @cached_property
+    def mean(self) -> pd.DataFrame:
+        """The mean over the seeds of each row."""
+        return self.scores.groupby(level=0, sort=False).mean()
+
+    @cached_property
+    def spread(self) -> pd.DataFrame:
+        """The standard deviation from seed to seed of each row; nan for a single seed."""
+        return self.scores.groupby(level=0, sort=False).std()
+
+    @cached_property
+    def published(self) -> pd.DataFrame:
+        """What a paper says of each row."""
+        values = [facts.get("values", {}) for facts in self._facts.values()]
+        return pd.DataFrame(values, [*self._facts], [*COLUMNS], dtype=float)
+
+    @property
+    def comparable(self) -> "pd.Series[bool]":
+        """Whether the published values of each row are of as many samples, scored by the same network."""
+        found = [(facts.get("num_samples"), facts.get("extractor")) for facts in self._facts.values()]
+        return pd.Series([basis == self.basis[:2] for basis in found], [*self._facts])
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the published values; nothing if there are none."""
+        published = {row: facts for row, facts in self._facts.items() if facts}
+        if not published:
+            return ""
+        if self.comparable[[*published]].all():
+            return "In parentheses: published, and the difference."
+        counts = " or ".join(sorted({str(facts["num_samples"]) for facts in published.values()}))
+        return f"Published numbers (in parentheses) are of {counts} samples and are not comparable with these runs."
+
+    def cells(self) -> pd.DataFrame:
+        """Return the text of the table, with the number of seeds in the first column.
+
+        Returns:
+            "mean ± spread (published, difference)" by row and title of the metric; the difference only if it is comparable.
+        """
+        differences = (self.mean - self.published).where(self.comparable, axis=0)
+        published = _text(self.published, " ({:g}") + _text(differences, ", {:+.3f}") + _text(self.published, ")")
+        scores = _text(self.mean, "{:.3f}").where(self.mean.notna(), "-") + _text(self.spread, " ± {:.3f}")
+        cells = (scores + published).rename(columns=dict(COLUMNS)).rename_axis(f"{self.basis.num_samples} samples")
+        cells.insert(0, "seeds", self.seeds.astype(str))
+        return cells
+
+    @property
+    def _facts(self) -> dict[str, Mapping[str, Any]]:
+        """What is published, by row; the latest run of a row counts."""
+        return {run.row: run.published for run in self.runs}
 
 
-def lines(runs: Iterable[Run]) -> dict[str, list[Line]]:
-    """The scored runs by title and row; failed ones are left out.
+def _text(values: pd.DataFrame, form: str) -> pd.DataFrame:
+    return values.map(form.format).where(values.notna(), "")
+
+
+def arrange(runs: Iterable[Run]) -> list[Table]:
+    """Arrange scored runs in tables; failed ones are left out.
 
     Scores compare only if N, extractor and reference are the same. A table with runs of several kinds is therefore split, and
-    the titles of its parts say in what they differ: "sweep (2000 samples)", "sweep (500 samples)".
+    the titles of its parts say how they differ: "sweep (2000 samples)", "sweep (500 samples)".
 
     Args:
-        runs: of any tables.
+        runs: Of any tables.
 
     Returns:
-        The rows of each table, in the order of the table's config, else that in which they were first added.
+        The tables. Their rows have the order of the table's config; other rows follow in the order in which they were added.
     """
-    found: dict[str, dict[Basis, dict[str, list[Run]]]] = {}
+    kinds: dict[str, dict[Basis, list[Run]]] = {}
     for run in runs:
         if run.error is None:
-            found.setdefault(run.table, {}).setdefault(basis(run), {}).setdefault(run.row, []).append(run)
-    parts: dict[str, list[Line]] = {}
-    for table, kinds in found.items():
-        several = [len({getattr(kind, field) for kind in kinds}) > 1 for field in Basis._fields]
-        for kind, rows in kinds.items():
-            differing = ", ".join(text for text, differs in zip(kind.words(), several, strict=True) if differs)
-            title = f"{table} ({differing})" if differing else table
-            while title in parts:  # a table may be called as part of another
+            basis = Basis(run.num_samples, run.scoring["extractor"], run.scoring.get("reference", ""))
+            kinds.setdefault(run.table, {}).setdefault(basis, []).append(run)
+    found: dict[str, Table] = {}
+    for name, parts in kinds.items():
+        several = [len(set(values)) > 1 for values in zip(*parts, strict=True)]
+        places = {row: place for place, row in enumerate(row_names(name))}
+        for basis, own in parts.items():
+            differing = ", ".join(words for words, differs in zip(basis.words(), several, strict=True) if differs)
+            title = f"{name} ({differing})" if differing else name
+            while title in found:  # a table may be called like a part of another one
                 title += "'"
-            parts[title] = [Line(row, rows[row]) for row in _ordered(table, rows)]
-    return parts
+            found[title] = Table(title, basis, sorted(own, key=lambda run: places.get(run.row, len(places))))
+    return [*found.values()]
 
 
 def row_names(table: str) -> list[str]:
@@ -105,25 +159,26 @@ def row_names(table: str) -> list[str]:
     return list(OmegaConf.load(path).rows) if path.exists() else []
 
 
-def _ordered(table: str, rows: Iterable[str]) -> list[str]:
-    places = {row: place for place, row in enumerate(row_names(table))}
-    return sorted(rows, key=lambda row: places.get(row, len(places)))
+def differences(table: Table) -> Table:
+    """Subtract, seed by seed, from the metrics of each row those of the row that has all of its techniques but one.
 
+    Two such runs begin with the same noise, so that their difference varies less than either of them.
 
-def differences(table: Sequence[Line]) -> list[Line]:
-    """What each technique adds: the metrics of a row minus those of the row that has all but it, seed by seed.
+    Args:
+        table: The rows.
 
-    Two such runs begin with the same noise, so that their difference spreads less than either of them.
+    Returns:
+        A row for each pair, "SAG + CFG minus CFG", which tells what SAG adds.
     """
-    runs = {_settings(run): run for line in table for run in line.runs}
-    found: dict[str, list[Run]] = {}
+    runs = {_settings(run): run for run in table.runs}
+    found = []
     for run in runs.values():
         for technique in run.settings.get("guidance", {}):
             base = runs.get(_settings(run, without=technique))
             if base is not None:
                 metrics = {name: run.metrics[name] - base.metrics[name] for name in run.metrics if name in base.metrics}
-                found.setdefault(f"{run.row} minus {base.row}", []).append(replace(run, metrics=metrics, published={}))
-    return [Line(row, runs) for row, runs in found.items()]
+                found.append(replace(run, row=f"{run.row} minus {base.row}", metrics=metrics, published={}))
+    return Table(table.title, table.basis, found)
 
 
 def _settings(run: Run, without: str | None = None) -> str:
@@ -131,56 +186,71 @@ def _settings(run: Run, without: str | None = None) -> str:
     return json.dumps({**run.settings, "guidance": guidance}, sort_keys=True)
 
 
-def markdown(table: Sequence[Line]) -> str:
-    """The mean and, with several seeds, the standard deviation of one seed, beside them what papers have; then differences.
+def base_of(table: Table, others: Iterable[Table]) -> Table | None:
+    """Find the table with the row without guidance that a table is compared with.
 
-    Those of rows with several seeds only, as a single one has no spread.
+    Args:
+        table: The table.
+        others: Where to look for that row if the table has none.
+
+    Returns:
+        A table whose scores compare and which has the row `BASE`; None if there is none.
     """
-    text = _grid(table)
-    published = [line for line in table if line.runs[-1].published]
-    if published and not all(line.comparable for line in published):
-        counts = " or ".join(sorted({str(line.runs[-1].published["num_samples"]) for line in published}))
-        text += f"\nPublished numbers (in parentheses) are of {counts} samples and are not comparable with these runs.\n"
-    elif published:
-        text += "\nIn parentheses: published, and the difference.\n"
-    paired = [line for line in differences(table) if len(line.runs) > 1]
-    return f"{text}\nSeed by seed:\n\n{_grid(paired)}" if paired else text
+    return next((one for one in (table, *others) if one.basis == table.basis and BASE in one.mean.index), None)
 
 
-def _grid(table: Sequence[Line]) -> str:
-    head = [f"{table[0].num_samples} samples", "seeds", *COLUMNS.values()]
-    rows = [[line.row, str(len(line.runs)), *(cell(line, metric) for metric in COLUMNS)] for line in table]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+def markdown(table: Table) -> str:
+    """Write a table in Markdown, and below it what each technique adds, for rows with several seeds.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The text.
+    """
+    text = _grid(table.cells()) + (f"\n{table.note}\n" if table.note else "")
+    added = differences(table)
+    paired = added.cells()[added.seeds > 1]  # a single seed has no spread
+    return text if paired.empty else f"{text}\nSeed by seed:\n\n{_grid(paired)}"
 
 
-def cell(line: Line, metric: str) -> str:
-    """Mean ± standard deviation of one seed, and in parentheses what is published, with the difference where it compares."""
-    mean, spread, published = line.mean(metric), line.spread(metric), line.published(metric)
-    text = "-" if np.isnan(mean) else f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
-    if published is not None:
-        text += f" ({published:g}, {mean - published:+.3f})" if line.comparable else f" ({published:g})"
-    return text
+def _grid(cells: pd.DataFrame) -> str:
+    lines = [[cells.index.name, *cells.columns], ["---"] * (1 + cells.shape[1]), *cells.reset_index().to_numpy()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def measured(table: Sequence[Line]) -> list[str]:
-    """The metrics that any run of a table has."""
-    return [metric for metric in COLUMNS if any(metric in run.metrics for line in table for run in line.runs)]
+def latex(table: Table) -> str:
+    """Write a table for LaTeX's package booktabs, with the metrics that were measured.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The text.
+    """
+    cells = table.cells()[["seeds", *(COLUMNS[metric] for metric in table.measured)]]
+    text = cells.reset_index().to_latex(index=False, escape=True, column_format=f"l{'r' * cells.shape[1]}")
+    return f"% {table.title}\n{text}".replace("±", r"$\pm$")
 
 
-def draw(table: Sequence[Line], base: Line | None, path: Path) -> None:
-    """A panel for each metric, a point for each row with the standard deviation of one seed; dashed: `base` with its own."""
-    columns = measured(table)
-    figure = Figure(figsize=(2.2 * len(columns), 0.3 * len(table) + 1.2))
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for axes, metric in zip(panels, columns, strict=True):
-        for place, line in enumerate(table):
-            axes.errorbar(line.mean(metric), place, xerr=line.spread(metric) or 0.0, fmt="o", color="C0", capsize=3)
-        if base is not None:
-            mean, spread = base.mean(metric), base.spread(metric) or 0.0
-            axes.axvline(mean, color="gray", linestyle="--", linewidth=1)
-            axes.axvspan(mean - spread, mean + spread, color="gray", alpha=0.2, linewidth=0)
-        axes.set_title(COLUMNS[metric])
-        axes.set_yticks(range(len(table)), [line.row for line in table])
-    axes.invert_yaxis()
-    with storage.atomic(path) as file:
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+def as_csv(runs: Sequence[Run]) -> str:
+    """Write runs as comma-separated values.
+
+    Args:
+        runs: The runs, those that failed among them.
+
+    Returns:
+        A line with the names, then a line for each run.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    lines = [
+        {
+            **{key: getattr(run, key) for key in ("table", "row", "seed", "num_samples", "seconds", "error")},
+            **{name: f"{value:.6g}" for name, value in run.metrics.items()},
+            **{key: run.record.get(key) for key in ("commit", "device")},
+            "extractor": run.scoring.get("extractor"),
+        }
+        for run in runs
+    ]
+    columns = ["table", "row", "seed", "num_samples", *names, "seconds", "commit", "device", "extractor", "error"]
+    return pd.DataFrame(lines, columns=columns, dtype=object).to_csv(index=False)

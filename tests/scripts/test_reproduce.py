@@ -2,7 +2,6 @@
 
 import copy
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
 
-from evaluations.study import tables
-from evaluations.study.results import Results, Run
+from evaluations.study.results import Results
 from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
 from sag.guidance import GuidedDenoiser
@@ -223,88 +220,3 @@ def test_the_plan_says_what_is_published_and_what_it_costs(script, tmp_path):
         r"\d+\.\d hours on one cpu \(.*\), at \d+\.\d+ TFLOP/s measured on fashion32 \(float32, random", printed[-1]
     )
     assert not list(tmp_path.iterdir())
-
-
-def runs(*rows, num_samples=10, extractor="e", **changes):
-    facts = {"settings": {}, "scoring": {"extractor": extractor}, **changes}
-    return [
-        Run(f"{row}{seed}{num_samples}", "main", row, seed, num_samples, metrics={"fid": fid}, **facts)
-        for row, fids in rows
-        for seed, fid in enumerate(fids)
-    ]
-
-
-def test_a_table_has_means_spreads_and_published_numbers_only_where_they_compare():
-    published = {"values": {"fid": 2.0}, "num_samples": 10, "extractor": "e"}
-    (table,) = tables.lines(runs(("a", [1.0, 2.0]), ("b", [3.0]), published=published)).values()
-    text = tables.markdown(table)
-    assert text.splitlines()[0] == "| 10 samples | seeds | FID | sFID | IS | precision | recall | agreement |"
-    assert "| a | 2 | 1.500 ± 0.707 (2, -0.500) | - |" in text
-    assert "| b | 1 | 3.000 (2, +1.000) | - |" in text
-    (table,) = tables.lines(runs(("a", [1.0]), published={**published, "num_samples": 50000})).values()
-    text = tables.markdown(table)
-    assert "| a | 1 | 1.000 (2) |" in text
-    assert "are of 50000 samples and are not comparable with these runs" in text
-    failed = Run("x", "main", "c", 0, 10, {}, error="it failed")
-    assert [line.row for line in tables.lines([*runs(("a", [1.0])), failed])["main"]] == ["a"]
-    assert list(tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), num_samples=20))) == [
-        "main (10 samples)",
-        "main (20 samples)",
-    ]
-    assert list(tables.lines(runs(("a", [1.0])) + runs(("b", [1.0]), extractor="f"))) == [
-        "main (extractor e)",
-        "main (extractor f)",
-    ]
-
-
-def test_rows_stand_in_the_order_of_their_table_and_others_behind():
-    names = ["other", "SAG 0.5", "SAG 0.05", "no guidance", "another"]
-    found = [replace(run, table="fashion_scale") for run in runs(*((name, [1.0]) for name in names))]
-    (table,) = tables.lines(found).values()
-    assert [line.row for line in table] == ["no guidance", "SAG 0.05", "SAG 0.5", "other", "another"]
-
-
-def test_what_a_technique_adds_is_told_seed_by_seed():
-    """The rows rise with the seed by as much as they differ; what SAG adds does not. A row of other settings has no pair."""
-    sag, cfg = {"scale": 0.5}, {"scale": 1.0}
-    rows = [
-        ("none", {}, 10.0), ("SAG", {"sag": sag}, 9.0), ("CFG", {"cfg": cfg}, 5.0), ("both", {"sag": sag, "cfg": cfg}, 5.5),
-        ("other", {"sag": {"scale": 1.0}, "pag": {"scale": 1.0}}, 0.0),
-    ]  # fmt: skip
-    found = [
-        Run(
-            f"{row}{seed}",
-            "t",
-            row,
-            seed,
-            10,
-            {"guidance": guidance, "seed": seed},
-            {"extractor": "e"},
-            {"fid": fid + 10 * seed},
-        )
-        for seed in (0, 1)
-        for row, guidance, fid in rows
-    ]
-    (table,) = tables.lines(found).values()
-    differing = {line.row: (line.mean("fid"), line.spread("fid")) for line in tables.differences(table)}
-    assert differing == {
-        "SAG minus none": (-1.0, 0.0),
-        "CFG minus none": (-5.0, 0.0),
-        "both minus CFG": (0.5, 0.0),
-        "both minus SAG": (-3.5, 0.0),
-    }
-    text = tables.markdown(table)
-    assert "| SAG | 2 | 14.000 ± 7.071 |" in text
-    assert "| SAG minus none | 2 | -1.000 ± 0.000 |" in text.split("Seed by seed:")[1]
-    assert "Seed by seed" not in tables.markdown(tables.lines(found[:5])["t"])  # one seed has no spread
-
-
-def test_a_plot_has_a_panel_for_each_metric_that_was_measured(tmp_path):
-    found = runs(("no guidance", [1.0, 2.0]), ("b", [3.0]))
-    more = [replace(run, metrics={"fid": 1.0, "precision": 0.5, "recall": 0.5}) for run in found]
-    widths = []
-    for some in (found, more):
-        (table,) = tables.lines(some).values()
-        tables.draw(table, table[0], tmp_path / "plot.png")
-        widths.append(Image.open(tmp_path / "plot.png").size[0])
-    assert 2 * widths[0] < widths[1]

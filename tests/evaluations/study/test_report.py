@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from evaluations.study import report, tables
+from evaluations.study import report
 from evaluations.study.results import Results, Run
+from evaluations.study.tables import arrange, base_of
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FAILED = Run("f", "scale", "SAG 9", 0, 10, {}, error="step 3 of 10 gave <values> that are not finite", time=1e12)
@@ -53,7 +54,7 @@ def test_tables_in_every_form(write, runs, tmp_path, capsys):
     found = write()
     assert capsys.readouterr() == ("", "")
     assert found.runs == runs
-    assert list(found.tables) == ["scale"]
+    assert [table.title for table in found.tables] == ["scale"]
     assert {file.name for file in found.files} == {path.name for path in tmp_path.glob("report/*")} - {"record.json"}
     text = (tmp_path / "report/tables.md").read_text()
     assert "| no guidance | 2 | 1.600 ± 0.141 (1.2) | - |" in text
@@ -77,13 +78,21 @@ def test_the_page_works_in_a_browser_without_a_network(write, tmp_path):
     problems = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_context(offline=True).new_page()
+        tab = browser.new_context(offline=True, color_scheme="dark").new_page()
         tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
         tab.goto(path.as_uri())
-        tab.wait_for_selector(".charts svg")
         assert tab.locator(".charts svg").count() == 2
+        scales = tab.locator(".charts svg").first
+        points = {}
+        for row, fid in {"no guidance": 1.6, "SAG 0.1": 1.5, "SAG 0.3": 1.7, "SAG 1.0": 2.4}.items():
+            points[row] = scales.locator("g", has=tab.locator("title", has_text=f"{row}: {fid:.3f}")).last.bounding_box()
+        assert sorted(points, key=lambda row: points[row]["x"]) == ["no guidance", "SAG 0.1", "SAG 0.3", "SAG 1.0"]
+        assert sorted(points, key=lambda row: -points[row]["y"]) == ["SAG 0.1", "no guidance", "SAG 0.3", "SAG 1.0"]
+        text = tab.locator("body").evaluate("body => getComputedStyle(body).color")
+        chart = scales.locator("text").first.evaluate("text => getComputedStyle(text).fill")
+        assert chart == text == "rgb(255, 255, 255)"  # light on dark
 
         def first_column():
             return tab.locator("tbody tr td:first-child").all_inner_texts()
@@ -152,9 +161,11 @@ def test_runs_of_another_n_extractor_or_reference_are_tables_of_their_own(write,
 def test_a_plot_is_drawn_against_the_base_of_its_own_kind(runs):
     other = [replace(run, key=run.key + "20", num_samples=20) for run in runs if run.error is None]
     elsewhere = [replace(run, key=run.key + "f", table="t", scoring={"extractor": "f"}) for run in runs[2:3]]
-    found = tables.lines([*runs, *other, *elsewhere])
-    assert [report.base_of(found, table) for table in found.values()] == [found["scale (10 samples)"][0],
-                                                                         found["scale (20 samples)"][0], None]  # fmt: skip
+    found = arrange([*runs, *other, *elsewhere])
+    assert [table.title for table in found] == ["scale (10 samples)", "scale (20 samples)", "t"]
+    assert [base_of(table, found) for table in found] == [*found[:2], None]
+    rows = arrange([replace(run, table="u") for run in runs[2:] if run.error is None] + runs)
+    assert base_of(rows[0], rows) == rows[1]
 
 
 def test_names_of_plots_never_collide():
@@ -170,8 +181,3 @@ def test_a_plot_whose_title_is_no_name_of_a_file_is_not_written_over_another(wri
     with pytest.raises(ValueError, match=r"a_b\.png is there already"):
         write()
     assert (tmp_path / "report/a_b.png").read_bytes() == b"somebody else's"
-
-
-def test_a_table_that_is_called_as_part_of_another_stays_apart(runs):
-    mixed = [runs[0], replace(runs[0], key="b", num_samples=20), replace(runs[0], key="c", table="scale (20 samples)")]
-    assert list(tables.lines(mixed)) == ["scale (10 samples)", "scale (20 samples)", "scale (20 samples)'"]
