@@ -1,4 +1,4 @@
-"""Guidance: techniques that turn a denoiser into a better one, in any combination."""
+"""Guidance: techniques that improve a denoiser's predictions, in any combination."""
 
 from sag.guidance.base import DifferenceTransform, Guidance, GuidanceState, ScoreGuidance, WeakGuidance
 from sag.guidance.batch import Question

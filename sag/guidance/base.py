@@ -1,7 +1,7 @@
-"""What techniques are, and the step as they see it.
+"""The base classes of guidance techniques, and the step as techniques see it.
 
-A technique compares a prediction with a weaker one, or brings a score, or changes what the others add together. It has no
-state: what it wants to find at the next step it leaves in the memory of the trajectory.
+A technique compares a prediction with a weaker one, or adds a score, or changes the sum of what the others add. It has no
+state: what it needs at later steps is kept in the memory of the trajectory.
 """
 
 from abc import ABC, abstractmethod
@@ -18,25 +18,25 @@ from sag.models import Attend
 NEEDS_NULL = "needs a network trained with a null class; this one has none (null_label is not set)"
 Branch = Literal["cond", "uncond"]
 Random = Callable[[int, tuple[int, int]], Tensor]
-"""random(t, (h, w)) -> (N, h, w) float32: numbers that depend on the sample and the step only."""
+"""random(t, (h, w)) -> (N, h, w) float32: random numbers that depend only on the sample and the step."""
 Scale = float | Callable[[float], float]
-"""A scale, or a function of the time t / T that gives it (see `ScaleSchedule`)."""
+"""A scale, or a function of the time t / T that returns it (see `ScaleSchedule`)."""
 
 
 class Guidance:
     """One technique: a `WeakGuidance`, a `ScoreGuidance` or a `DifferenceTransform`.
 
     Args:
-        scale: The paper's s, or a function of time that gives it; 0 is off.
-        interval: The lowest and highest time (`Schedule.time`: t / T, 0 to 1) at which the technique is on, so that it means
-            the same at 25 and at 250 steps.
+        scale: The paper's s, or a function of time that returns it; 0 is off.
+        interval: The lowest and the highest time (t / T in [0, 1], see `Schedule.time`) at which the technique is on. Times
+            have the same meaning at 25 and at 250 steps.
 
     Raises:
-        ValueError: If the scale is neither a number nor a function, or the interval is not two times in order.
+        ValueError: If the scale is neither a number nor a function, or the interval is not two times in ascending order.
     """
 
     needs_uncond: ClassVar[bool] = False
-    """Whether it needs the unconditional prediction, and thereby makes the step have two branches."""
+    """Whether the technique needs the unconditional prediction. If so, the step has two branches."""
 
     def __init__(self, scale: Scale, interval: Sequence[float]) -> None:
         low, high = interval if len(interval) == 2 else (1.0, 0.0)
@@ -49,81 +49,95 @@ class Guidance:
         self.interval = (low, high)
 
     def scale_at(self, time: float) -> float:
-        """Return the scale at a time t / T, which is 0 outside the interval."""
+        """Return the scale at a time t / T; 0 outside the interval."""
         if not self.interval[0] <= time <= self.interval[1]:
             return 0.0
         return float(self.scale(time)) if callable(self.scale) else self.scale
 
     def active(self, time: float) -> bool:
-        """Whether it does anything at this time."""
+        """Return whether the technique does anything at this time."""
         return self.scale_at(time) != 0
 
     def check(self, denoiser: DenoiserLike) -> None:
-        """Raise a ValueError if this technique cannot guide this denoiser."""
+        """Check that this technique can guide this denoiser.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
 
 class WeakGuidance(Guidance, ABC):
-    """A technique that makes a weaker prediction: write `question`, and name what it reads in `branch` and `capture`."""
+    """A technique that makes a weaker prediction. Subclasses define `question`.
+
+    Attributes:
+        branch: The branch whose prediction is compared with the weaker one.
+        capture: The attention layers that the technique reads on that branch.
+    """
 
     branch: Branch = "cond"
     capture: tuple[str, ...] = ()
 
     @abstractmethod
     def question(self, state: "GuidanceState") -> Question | None:
-        """Return what the denoiser is asked for the weaker prediction, or None if `weak` needs no answer.
+        """Return the input for which the denoiser makes the weaker prediction, or None if `weak` needs no new prediction.
 
-        Only what the technique remembers may decide that there is no question; when it is on is a matter of its scale.
+        Whether this is None may depend only on what the technique remembers. The scale decides when the technique is on.
         """
 
     def weak(self, state: "GuidanceState", answer: Prediction | None) -> Prediction:
-        """Return the weaker prediction: the answer to the question, unless a technique makes something else of it."""
+        """Return the weaker prediction: by default, the answer to the question.
+
+        Args:
+            state: The step.
+            answer: The denoiser's answer to `question`; None if there was no question.
+        """
         if answer is None:
-            raise NotImplementedError(f"{type(self).__name__} asks no question, so it has to write weak")
+            raise NotImplementedError(f"{type(self).__name__} asks no question, so it must define weak")
         return answer
 
 
 class ScoreGuidance(Guidance, ABC):
-    """A technique that brings a score, grad log p(y | x_t), which DDPM and DDIM use differently."""
+    """A technique that adds a score, grad log p(y | x_t). DDPM and DDIM use it differently."""
 
     @abstractmethod
     def score(self, state: "GuidanceState") -> Tensor:
-        """Scale times the score, (N, C, H, W) float32."""
+        """Return the scale times the score, (N, C, H, W) float32."""
 
 
 class DifferenceTransform(Guidance, ABC):
-    """A technique that changes what all weaker predictions of a step add together, as it shows in the predicted clean image."""
+    """A technique that changes the sum of what the weaker predictions of a step add to the predicted clean image."""
 
     @abstractmethod
     def transform(self, state: "GuidanceState", x_0: Tensor, difference: Tensor) -> Tensor:
-        """Return another difference.
+        """Return the new difference, (N, C, H, W) float32.
 
         Args:
             state: The step.
-            x_0: (N, C, H, W) float32, the clean image predicted without guidance, not clamped.
-            difference: (N, C, H, W) float32, what guidance adds to it.
+            x_0: The clean image predicted without guidance, not clamped, (N, C, H, W) float32.
+            difference: What guidance adds to x_0, (N, C, H, W) float32.
         """
 
 
 class GuidanceState:
-    """One step as the techniques see it: x_t, t, the condition, and the predictions that they share, each made once, on demand.
+    """One step as the techniques see it: x_t, t, the condition, and the predictions that they share.
 
-    The unconditional branch exists where an active technique needs it (classifier-free guidance); elsewhere there is one
-    prediction, and both branch names mean it.
+    Each prediction is made once, when it is first needed. There is an unconditional branch if an active technique needs it
+    (classifier-free guidance). Otherwise there is one prediction, to which both branch names refer.
 
     Args:
-        denoiser: Who is asked.
+        denoiser: The denoiser that makes the predictions.
         x_t: (N, C, H, W) float32.
-        t: The index in the schedule.
+        t: The step, an index of the schedule.
         condition: What the denoiser is told.
-        active: The techniques that are on.
-        capture: Attention layers that the caller wants of the first prediction.
-        attend: Replacements for attention that the caller wants in the first prediction.
-        random: Where techniques get random numbers.
-        memory: What the step before left.
-        batched: Whether questions that do not wait for each other are asked in one batch.
+        active: The techniques that are on at this step.
+        capture: Attention layers to capture in the first prediction, for the caller.
+        attend: Replacements for attentions in the first prediction, from the caller.
+        random: The source of random numbers for techniques.
+        memory: What the previous step passed on.
+        batched: Whether questions that do not depend on each other are asked in one batch.
 
     Raises:
-        ValueError: If there are two branches, and no condition to leave out.
+        ValueError: If there are two branches, but no condition to leave out.
     """
 
     def __init__(
@@ -161,19 +175,19 @@ class GuidanceState:
 
     @property
     def diffusion(self) -> GaussianDiffusion:
-        """The diffusion of the denoiser."""
+        """The denoiser's diffusion."""
         return self.denoiser.diffusion
 
     @property
     def time(self) -> float:
-        """T / T."""
+        """The time t / T of this step, in [0, 1]."""
         return float(self.diffusion.schedule.time[self.t])
 
     def _branch(self, branch: Branch) -> Branch:
         return branch if self._two_branches else "cond"
 
     def question(self, branch: Branch) -> Question:
-        """Return what the denoiser is asked on a branch; a technique may return it as its own, and it is asked once."""
+        """Return the question of a branch. If a technique returns it as its own question, it is still asked only once."""
         return self._questions[self._branch(branch)]
 
     def condition(self, branch: Branch) -> Condition | None:
@@ -181,14 +195,14 @@ class GuidanceState:
         return self.question(branch).condition
 
     def prediction(self, branch: Branch) -> Prediction:
-        """Return the answer on a branch, with the attention that active techniques read there."""
+        """Return the prediction of a branch, with the attentions that active techniques read there."""
         branch = self._branch(branch)
         if branch not in self._answers:
             self._ask({branch: self._questions[branch]})
         return self._answers[branch]
 
     def weak(self, g: WeakGuidance) -> Prediction:
-        """Return the weaker prediction of a technique; its question is asked if nobody has asked it yet."""
+        """Return the weaker prediction of a technique. Its question is asked unless it was asked before."""
         if g in self._answers:
             return g.weak(self, self._answers[g])
         question = g.question(self)
@@ -213,32 +227,32 @@ class GuidanceState:
         self._answers.update(ask_together(self.denoiser, self.t, own))
 
     def recall(self, g: Guidance) -> Remembered | None:
-        """Return what a technique remembered last in this trajectory, and when; None if nothing."""
+        """Return what a technique last remembered in this trajectory; None if nothing."""
         return self._memory.own.get(g)
 
     def remember(self, g: Guidance, tensors: Mapping[str, Tensor]) -> None:
-        """Leave tensors for the same technique at later steps, in place of what it remembered before."""
+        """Store tensors for the same technique at later steps. They replace what it stored before."""
         self._own[g] = Remembered(self.t, tensors)
 
     @property
     def memory(self) -> Memory:
-        """What the next step finds. What belongs to techniques that were off, and to questions not asked, is carried on."""
+        """What the next step is given. The memory of techniques that were off, and of questions not asked, is kept."""
         return Memory({**self._memory.own, **self._own}, {**self._memory.within, **self._within})
 
     def random(self, size: tuple[int, int]) -> Tensor:
-        """(N, h, w) float32 numbers that depend on the sample and the step only.
+        """Return random numbers (N, h, w) float32 that depend only on the sample and the step.
 
         Raises:
-            ValueError: the guided denoiser was given no source of them.
+            ValueError: If the guided denoiser has no source of random numbers.
         """
         if self._random is None:
-            raise ValueError("a random mask needs random numbers: give GuidedDenoiser its argument random")
+            raise ValueError("a random mask needs random numbers: pass the argument random to GuidedDenoiser")
         return self._random(self.t, size)
 
 
 def _without(condition: Condition | None) -> Condition:
     if condition is None or (condition.labels is None and condition.text is None):
-        raise ValueError("classifier-free guidance needs labels or text, to compare with none")
+        raise ValueError("classifier-free guidance needs labels or text")
     null = condition.null()
     if null is None:
         raise ValueError(f"classifier-free guidance {NEEDS_NULL}")

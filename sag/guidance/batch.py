@@ -1,4 +1,4 @@
-"""What a denoiser is asked, and how several questions are asked at once."""
+"""Questions to a denoiser, and how to ask several of them at once."""
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from sag.models import Attend, Attention
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One pass through the denoiser, at the step's t.
+    """The input of one pass through the denoiser, at the current step.
 
     Args:
         x_t: (N, C, H, W) float32.
         condition: What the denoiser is told.
-        attend: Replacements for the attention of layers, by name.
-        capture: The layers whose attention comes back with the answer.
+        attend: Replacements for attentions, by layer name.
+        capture: Names of the attention layers to return with the answer.
     """
 
     x_t: Tensor
@@ -31,12 +31,15 @@ class Question:
 
 
 def ask_together(denoiser: DenoiserLike, t: int, questions: Mapping[Any, Question]) -> dict[Any, Prediction]:
-    """Ask several questions in as few batches as their images and conditions allow, and return the answers.
+    """Ask several questions in as few batches as the shapes of their images and conditions allow.
 
     Args:
-        denoiser: It must treat each image of a batch by itself, as networks do.
+        denoiser: The denoiser. It must treat each image of a batch independently, as networks do.
         t: The step.
-        questions: The questions, by who asks.
+        questions: The questions, by any key.
+
+    Returns:
+        The answers, by the same keys.
     """
     groups: dict[Hashable, list[Any]] = {}
     for who, q in questions.items():

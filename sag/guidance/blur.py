@@ -1,4 +1,4 @@
-"""Blur guidance (arXiv:2210.00939, section 4.1): the weaker prediction is made from a blurred image."""
+"""Blur guidance (arXiv:2210.00939, section 4.1). The weaker prediction is made from a blurred image."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sag.diffusion.schedule import Table
 from sag.guidance.base import Branch, GuidanceState, Scale, WeakGuidance
@@ -14,7 +15,7 @@ from sag.guidance.batch import Question
 
 @lru_cache(maxsize=16)
 def _blur_matrix(size: int, sigma: float, kernel: int) -> Table:
-    """(size, size) float64: row i holds the weights with which the pixels of a line make blurred pixel i."""
+    """Return (size, size) float64: row i has the weights of a line's pixels in blurred pixel i."""
     radius = kernel // 2
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -27,10 +28,18 @@ def _blur_matrix(size: int, sigma: float, kernel: int) -> Table:
 
 
 def gaussian_blur(x: Tensor, sigma: float, kernel: int) -> Tensor:
-    """Blur images (N, C, H, W) with a Gaussian of `sigma` pixels cut at `kernel` taps, reflecting at the borders.
+    """Blur images with a truncated Gaussian, with reflection at the borders.
+
+    Args:
+        x: Images, (N, C, H, W).
+        sigma: Standard deviation of the Gaussian in pixels.
+        kernel: Number of taps, odd.
+
+    Returns:
+        The blurred images, in the shape and dtype of x.
 
     Raises:
-        ValueError: an image too small to reflect half the kernel.
+        ValueError: If the images are too small to reflect half the kernel.
     """
     height, width = x.shape[2:]
     if min(height, width) <= kernel // 2:
@@ -43,12 +52,17 @@ def gaussian_blur(x: Tensor, sigma: float, kernel: int) -> Tensor:
 
 
 class BlurGuidance(WeakGuidance):
-    """Guidance away from the prediction made for a blurred image.
+    """Guidance away from the prediction made from a blurred image.
 
     Args:
-        scale: s. interval: see `Guidance`.
-        blur_sigma: pixels. blur_kernel: odd number of taps.
-        branch: which prediction is degraded where classifier-free guidance makes two; "uncond" as published.
+        scale: See `Guidance`.
+        blur_sigma: Standard deviation of the Gaussian in pixels.
+        blur_kernel: Number of taps, odd.
+        branch: The prediction that is degraded if classifier-free guidance makes two; "uncond" as published.
+        interval: See `Guidance`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
     """
 
     def __init__(
@@ -71,16 +85,16 @@ class BlurGuidance(WeakGuidance):
         self.branch = branch
 
     def clean_and_blurred(self, state: GuidanceState) -> tuple[Tensor, Tensor]:
-        """The predicted clean image, clamped as the diffusion says, and its blur; (N, C, H, W) each."""
+        """Return the predicted clean image, clamped if the diffusion clamps, and its blur, (N, C, H, W) each."""
         prediction = state.prediction(self.branch)
         x_0 = state.diffusion.predicted_x0(state.x_t, state.t, prediction.eps, prediction.x_0)
         return x_0, gaussian_blur(x_0, self.blur_sigma, self.blur_kernel)
 
     def degrade(self, state: GuidanceState) -> Tensor:
-        """The degraded x_t, (N, C, H, W): the blurred clean image with the predicted noise."""
+        """Return the degraded x_t, (N, C, H, W): the blurred clean image with the predicted noise."""
         _, blurred = self.clean_and_blurred(state)
         return state.diffusion.q_sample(blurred, state.t, state.prediction(self.branch).eps)
 
+    @override
     def question(self, state: GuidanceState) -> Question:
-        """What is in the degraded image, told the same as on the branch?"""
         return Question(self.degrade(state), state.condition(self.branch))

@@ -1,10 +1,10 @@
-"""Guidance as one sentence: compare the prediction with a weaker one, and move away from the weaker.
+"""Guidance in one sentence: compare the prediction with a weaker one, and move away from the weaker one.
 
     eps_guided = eps + sum_i s_i (eps_i - eps_weak_i)
 
-eps_i is eps itself, or the unconditional prediction for techniques that work on that branch. A guided denoiser is again a
-denoiser. s_i = 0 is exactly off: no extra pass, bit-equal output. Where the network predicts a velocity (v or flow), or the
-schedule ends without signal, the sum is made of what the network predicts, since eps alone does not determine the image.
+eps_i is eps itself, or the unconditional prediction for techniques that work on that branch. A guided denoiser is a denoiser
+again. s_i = 0 is exactly off: no extra pass, bit-equal output. If the network predicts a velocity (v or flow), or the schedule
+ends without signal, eps alone does not determine the image. Then the sum is taken over the network's outputs instead.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,18 +19,18 @@ from sag.models import Attend, Attention, AttentionLayer
 
 
 class GuidedDenoiser:
-    """A denoiser with any number of techniques on top; called like the denoiser, so it nests.
+    """A denoiser with any number of techniques. It is called like a denoiser, so guided denoisers can be nested.
 
     Args:
-        denoiser: The denoiser within.
-        guidance: The techniques. What weaker predictions add is summed; then transforms change the sum, in their order.
-        random: Where techniques get random numbers.
-        batched: Whether questions that do not wait for each other are asked in one batch: faster on a large GPU, with more
-            memory and other rounding.
+        denoiser: The inner denoiser.
+        guidance: The techniques. Their differences are summed; then transforms change the sum, in the given order.
+        random: The source of random numbers for techniques.
+        batched: Whether questions that do not depend on each other are asked in one batch. This is faster on a large GPU, but
+            needs more memory and rounds differently.
 
     Raises:
-        ValueError: If a technique does not fit the denoiser (unknown layer, no null class, ...), or a guided denoiser is to be
-            asked in batches: what it remembers and draws belongs to single samples.
+        ValueError: If a technique does not fit the denoiser (unknown layer, no null class, ...), or `batched` is used with a
+            guided inner denoiser, whose memory and random numbers belong to the samples of one question.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class GuidedDenoiser:
         for g in guidance:
             g.check(denoiser)
         if batched and isinstance(denoiser, GuidedDenoiser):
-            raise ValueError("batched=True needs an unguided denoiser within; give all techniques to one GuidedDenoiser")
+            raise ValueError("batched=True needs an unguided inner denoiser; give all techniques to one GuidedDenoiser")
         self.denoiser = denoiser
         self.guidance = tuple(guidance)
         self.batched = batched
@@ -48,47 +48,47 @@ class GuidedDenoiser:
 
     @property
     def diffusion(self) -> GaussianDiffusion:
-        """The diffusion of the denoiser within."""
+        """The diffusion of the inner denoiser."""
         return self.denoiser.diffusion
 
     @property
     def attention_layers(self) -> Mapping[str, AttentionLayer]:
-        """The attention layers of the denoiser within."""
+        """The attention layers of the inner denoiser."""
         return self.denoiser.attention_layers
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the denoiser within denoises."""
+        """(C, H, W) of the inner denoiser's samples."""
         return self.denoiser.shape
 
     @property
     def num_classes(self) -> int | None:
-        """The number of labels of the denoiser within."""
+        """Number of labels of the inner denoiser."""
         return self.denoiser.num_classes
 
     def respace(self, steps: int | str) -> "GuidedDenoiser":
-        """Return the same techniques on the denoiser within, respaced."""
+        """Return the same techniques with the inner denoiser respaced."""
         within = self.denoiser.respace(steps)
         return self if within is self.denoiser else GuidedDenoiser(within, self.guidance, self._random, batched=self.batched)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """Return the images that x_0 stands for, by the denoiser within."""
+        """Turn samples into images, as the inner denoiser does."""
         return self.denoiser.decode(x_0)
 
     def active(self, t: int) -> list[Guidance]:
-        """The techniques that are on at step t."""
+        """Return the techniques that are on at step t."""
         time = float(self.diffusion.schedule.time[t])
         return [g for g in self.guidance if g.active(time)]
 
     def passes(self, t: int, shape: tuple[int, int, int] | None = None) -> int:
-        """Return how often the network is asked at step t of a trajectory.
+        """Count the network's passes at step t of a trajectory.
 
-        It is counted in a trajectory on torch's meta device, where nothing is computed; a technique that looks at values, and
-        so cannot run there, runs on zeros. Steps with the same techniques count alike while none of these remembers anything.
+        They are counted in a trajectory on torch's meta device, where nothing is computed. Techniques that read values cannot
+        run there; they run on zeros. Steps with the same techniques are counted once, unless a technique remembers something.
 
         Args:
-            t: The index in the schedule.
-            shape: (C, H, W) of the samples; the denoiser's own by default.
+            t: The step, an index of the schedule.
+            shape: (C, H, W) of the samples; by default the denoiser's own.
         """
         shape = shape or self.shape
         if shape not in self._passes:
@@ -105,7 +105,7 @@ class GuidedDenoiser:
         x_t, memory = torch.zeros(1, *shape, device=device), Memory()
         condition = Condition(torch.zeros(1, dtype=torch.int64, device=device), null_label=0)
         counts: list[int] = []
-        known: dict[tuple[Guidance, ...], int] = {}  # of steps at which nothing is remembered
+        known: dict[tuple[Guidance, ...], int] = {}  # the passes of steps without memory, by active techniques
         for t in reversed(range(len(self.diffusion.schedule))):
             active, asked = tuple(guided.active(t)), stand_in.asked
             if active not in known or memory.own:
@@ -124,7 +124,18 @@ class GuidedDenoiser:
         attend: Mapping[str, Attend] | None = None,
         memory: Memory | None = None,
     ) -> Prediction:
-        """As `Denoiser.__call__`; eps, x_0 and score are guided, log-variance and attention are those of the first pass."""
+        """Predict the noise in x_t, with guidance.
+
+        eps, x_0 and score are guided. The log-variance and the attentions are those of the first pass.
+
+        Args:
+            x_t: See `Denoiser.__call__`.
+            t: See `Denoiser.__call__`.
+            condition: What the inner denoiser is told.
+            capture: See `UNet.forward`. It applies to the first pass.
+            attend: See `UNet.forward`. It applies to the first pass.
+            memory: What the previous step passed on.
+        """
         active = self.active(t)
         state = GuidanceState(self.denoiser, x_t, t, condition, active, capture, attend, self._random, memory, self.batched)
         first = state.prediction("cond")
@@ -152,21 +163,21 @@ class GuidedDenoiser:
 
 
 def _summand(prediction: Prediction, state: GuidanceState) -> Tensor:
-    """Return what is summed: eps, or where the prediction carries x_0 the network's output, which holds without signal too."""
+    """Return what is summed: eps, or the network's output if the prediction has x_0, since that is valid without signal too."""
     if prediction.x_0 is None:
         return prediction.eps
     return state.diffusion.target(prediction.x_0, prediction.eps, state.t)
 
 
 def _resolved(summand: Tensor, first: Prediction, state: GuidanceState) -> tuple[Tensor, Tensor]:
-    """Return the eps and the x_0 that such a sum stands for."""
+    """Convert a sum of `_summand`s into eps and x_0."""
     if first.x_0 is None:
         return summand, state.diffusion.x0_from_eps(state.x_t, state.t, summand)
     return state.diffusion.resolve(summand, state.x_t, state.t)
 
 
 class _StandIn:
-    """Answers in place of a denoiser without computing anything, and counts how often it is asked."""
+    """Replaces a denoiser, computes nothing, and counts how often it is called."""
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.diffusion, self.shape = denoiser.diffusion, denoiser.shape

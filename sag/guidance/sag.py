@@ -1,4 +1,4 @@
-"""Self-Attention Guidance (arXiv:2210.00939, Alg. 1): blur where the model attends."""
+"""Self-Attention Guidance (arXiv:2210.00939, Alg. 1): blur the image where the model attends."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from sag.diffusion import DenoiserLike
 from sag.guidance.base import Branch, GuidanceState, Scale
@@ -17,11 +18,16 @@ RELEASED_HEADS = 4
 
 
 def attention_mass(attention: Attention, heads: Literal[True, "released"] = True) -> Tensor:
-    """How much each position is attended to: the mean over heads of the attention summed over queries.
+    """Compute how much each position is attended to: the mean over heads of the attention summed over queries.
 
-    Returns (N, h, w) float32; its mean over positions is 1. heads: True takes the layer's own; "released" splits the channels
-    as the released program does, into 4 groups of the interleaved [head][q,k,v][channel] layout whatever the layer has,
-    which is the same where it has 4 heads and not an attention map elsewhere.
+    Args:
+        attention: The captured attention.
+        heads: True for the layer's own heads; "released" to split the channels as the released program does: into 4 groups of
+            the interleaved [head][q,k,v][channel] layout. For a layer with 4 heads the two are the same; for others, the
+            second is not an attention map.
+
+    Returns:
+        (N, h, w) float32 with mean 1 over the positions.
     """
     q, k = attention.q.float(), attention.k.float()  # (N, heads, T, D)
     if heads == "released":
@@ -29,25 +35,30 @@ def attention_mass(attention: Attention, heads: Literal[True, "released"] = True
         channels = interleaved.transpose(3, 4).flatten(1, 3)  # (N, 3 C, T)
         q, k, _ = channels.unflatten(1, (RELEASED_HEADS, 3, -1)).transpose(3, 4).unbind(2)  # (N, 4, T, C / 4)
     mass = torch.zeros_like(q[:, 0, :, 0])  # (N, T)
-    for q_head, k_head in zip(q.unbind(1), k.unbind(1), strict=True):  # one head at a time: T x T is the large thing here
+    for q_head, k_head in zip(q.unbind(1), k.unbind(1), strict=True):  # one at a time, since T x T takes the most memory
         mass += (q_head @ k_head.mT / q_head.shape[-1] ** 0.5).softmax(dim=-1).sum(dim=1)
-    return (mass / q.shape[1]).unflatten(1, attention.size)
+    return (mass / q.shape[1]).view(-1, *attention.size)
 
 
 class SelfAttentionGuidance(BlurGuidance):
-    """Guidance away from the prediction made for an image blurred where the model attends.
+    """Guidance away from the prediction made from an image that is blurred where the model attends.
 
     Args:
-        scale: the paper's s; the released program's command line takes 1 + s.
-        layer: the attention layer that is read, "output.2", "middle", ... (see `UNet.attention_layers`).
-        blur_sigma, blur_kernel, branch, interval: see `BlurGuidance`.
-        threshold: the paper's psi; positions with more attention mass are blurred.
-        heads: True, or "released" to repeat the released program's split (see `attention_mass`).
-        blend: "clean" blends the predicted clean image with its blur and adds the predicted noise again, as the released
-            program does; "noisy" blends in x_t space, as the paper writes (they differ where x_0 was clamped).
-        mask: "attention", or one of the paper's ablations: "global" (everywhere: blur guidance), or as many positions as the
-            attention mask has, at "random" places, in a "square" around the centre, or where x_0 has most "high_frequency"
-            energy.
+        scale: The paper's s. The released program's command line takes 1 + s.
+        layer: The attention layer to read, such as "output.2" or "middle" (see `DenoiserLike.attention_layers`).
+        blur_sigma: See `BlurGuidance`.
+        blur_kernel: See `BlurGuidance`.
+        threshold: The paper's psi. Positions with more attention mass are blurred.
+        heads: True, or "released" for the released program's split into heads (see `attention_mass`).
+        blend: "clean" blends the predicted clean image with its blur and then adds the predicted noise, as the released program
+            does; "noisy" blends in x_t space, as in the paper. The two differ where x_0 was clamped.
+        branch: See `BlurGuidance`.
+        mask: "attention", or one of the paper's ablations. "global" blurs everywhere. The others blur as many positions as the
+            attention mask: at "random" places, in a "square" around the centre, or where x_0 has most "high_frequency" energy.
+        interval: See `Guidance`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
     """
 
     def __init__(
@@ -77,18 +88,18 @@ class SelfAttentionGuidance(BlurGuidance):
         self.mask_kind = mask
         self.capture = () if mask == "global" else (layer,)
 
+    @override
     def check(self, denoiser: DenoiserLike) -> None:
-        """Raise a ValueError for a layer the network lacks, or a released head split that it cannot have."""
         check_layers([self.layer], denoiser.attention_layers)
         layer = denoiser.attention_layers[self.layer]
         if self.heads == "released" and (layer.new_order or layer.channels % RELEASED_HEADS):
             raise ValueError(
-                f"heads=released is not defined for layer {self.layer}: the released program knows neither the new attention "
-                f"order nor channels that {RELEASED_HEADS} does not divide; use heads=true"
+                f"heads=released is not defined for layer {self.layer}: the released program supports neither the new "
+                f"attention order nor numbers of channels that {RELEASED_HEADS} does not divide; use heads=true"
             )
 
     def mask(self, state: GuidanceState, x_0: Tensor, blurred: Tensor) -> Tensor:
-        """(N, h, w) bool: the positions of the layer's map to blur; where no map is needed, (N, H, W), all of them."""
+        """Return the positions to blur: (N, h, w) bool on the layer's map, or (N, H, W), all True, for the global mask."""
         if self.mask_kind == "global":
             return torch.ones_like(x_0[:, 0], dtype=torch.bool)
         attention = state.prediction(self.branch).attention[self.layer]
@@ -102,8 +113,8 @@ class SelfAttentionGuidance(BlurGuidance):
             chosen = _as_many(chosen, F.adaptive_avg_pool2d(energy, attention.size))
         return chosen
 
+    @override
     def degrade(self, state: GuidanceState) -> Tensor:
-        """The degraded x_t, (N, C, H, W): blurred under the mask, which nearest neighbours enlarge to the image."""
         x_0, blurred = self.clean_and_blurred(state)
         mask = (
             F.interpolate(self.mask(state, x_0, blurred)[:, None].float(), x_0.shape[2:], mode="nearest") > 0.5
@@ -115,13 +126,13 @@ class SelfAttentionGuidance(BlurGuidance):
 
 
 def _as_many(chosen: Tensor, scores: Tensor) -> Tensor:
-    """As many positions as `chosen` (N, h, w) has in each image, where `scores` (N, h, w) are highest."""
+    """Choose the positions with the highest `scores` (N, h, w), as many per image as `chosen` (N, h, w) has."""
     ranks = scores.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = chosen.flatten(1).sum(dim=1, keepdim=True)
     return (ranks < count).view(chosen.shape)
 
 
 def _centredness(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(h, w): highest in the middle, equal along squares around it."""
+    """Return (h, w) numbers that are highest in the middle and equal along squares around it."""
     lines = [(torch.arange(n, device=device) - (n - 1) / 2).abs() / n for n in size]
     return -torch.maximum(lines[0][:, None], lines[1][None, :])

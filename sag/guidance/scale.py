@@ -9,12 +9,12 @@ SHAPES = ("linear", "cosine")
 
 @dataclass(frozen=True)
 class ScaleSchedule:
-    """A scale that goes from `start`, where sampling starts (time 1, noise), to `end` (time 0, image); 0 is exactly off.
+    """A scale that goes from `start`, where sampling starts (time 1, noise), to `end` (time 0, image).
 
     Args:
-        start: The scale at time t / T = 1.
+        start: The scale at time t / T = 1; 0 is exactly off.
         end: The scale at time 0.
-        shape: "linear", or "cosine": half a wave, flat at both ends.
+        shape: "linear", or "cosine", which is half a wave and flat at both ends.
 
     Raises:
         ValueError: If the shape is unknown.
@@ -26,7 +26,7 @@ class ScaleSchedule:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise ValueError(f"unknown shape {self.shape!r} of a scale; expected one of {', '.join(SHAPES)}")
+            raise ValueError(f"unknown scale shape {self.shape!r}; expected one of {', '.join(SHAPES)}")
 
     def __call__(self, time: float) -> float:
         """Return the scale at a time in [0, 1]."""

@@ -188,7 +188,7 @@ def test_questions_of_other_sizes_are_asked_in_their_own_batch():
 
 
 def test_a_guided_denoiser_is_not_asked_in_batches():
-    with pytest.raises(ValueError, match="batched=True needs an unguided denoiser within"):
+    with pytest.raises(ValueError, match="batched=True needs an unguided inner denoiser"):
         GuidedDenoiser(GuidedDenoiser(small_denoiser(), []), [sag()], batched=True)
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_scale_is_said(scale):
 
 
 def test_unknown_shapes_of_scales_are_named():
-    with pytest.raises(ValueError, match="unknown shape 'square' of a scale; expected one of linear, cosine"):
+    with pytest.raises(ValueError, match="unknown scale shape 'square'; expected one of linear, cosine"):
         ScaleSchedule(1.0, 0.0, "square")
 
 
