@@ -1,7 +1,7 @@
-"""The training loop: any objective, any number of processes, stopped and continued at will.
+"""The training loop, for any objective and any number of processes. It can be stopped and continued at any time.
 
-Step s of a run depends on (seed, s) and the weights only: which images, which noise, which dropout. So a run that is stopped
-and continued ends with the same bits, and no state of a random generator is kept.
+The images, noise and dropout of a step depend only on the seed and the number of the step. A run that is stopped and continued
+therefore ends with the same bits, and no state of a random generator is saved.
 """
 
 import contextlib
@@ -39,12 +39,24 @@ STATE, LOG = "state.json", "log.csv"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; what decides the weights.
+    """The settings that determine the trained weights.
 
-    steps: of the optimizer. batch_size: images per step, of all processes together; microbatch: images at once in a process,
-    None for all. warmup: steps over which the rate rises; anneal: whether it then falls to zero along a cosine. ema_rates: the
-    decay per step of each average of the weights, less in the first steps. clip: the largest norm of a gradient. flip: mirror
-    every second image.
+    Args:
+        steps: Number of optimizer steps.
+        batch_size: Images per step, over all processes.
+        learning_rate: The highest learning rate.
+        microbatch: Images per forward pass in each process; None for all at once.
+        weight_decay: Weight decay of AdamW.
+        warmup: Number of steps over which the learning rate rises from zero.
+        anneal: Whether the learning rate then falls to zero along a cosine.
+        clip: Gradients with a larger norm are scaled down to this norm.
+        ema_rates: Decay per step of each average of the weights. It is lower in the first steps.
+        flip: Whether each image is mirrored with probability 0.5.
+        precision: "float32" or "bfloat16".
+        seed: Seed of all random numbers, in 32 bits.
+
+    Raises:
+        ValueError: If a value is outside its range.
     """
 
     steps: int
@@ -61,7 +73,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_word("seed", self.seed, bits=32)  # [seed, step, rank] are told apart while each fits 32 bits
+        check_word("seed", self.seed, bits=32)  # [seed, step, rank] give different random numbers only within 32 bits each
         for name in ("steps", "batch_size", "learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
@@ -73,19 +85,29 @@ class Settings:
             raise ValueError(f"ema_rates must be in [0, 1), got {list(self.ema_rates)}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step`, the first being 0."""
+        """Return the learning rate of a step, counted from 0."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         done = max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.learning_rate * rise * (0.5 * (1 + np.cos(np.pi * done)) if self.anneal else 1.0)
 
 
 class Trainer:
-    """A network in training, its averages, its optimizer and its files in `out`, named as guided-diffusion names them.
+    """A network in training, with the averages of its weights, its optimizer and its files.
 
-    network: on its device. data: images of the network's size and channels. A checkpoint in `out` is continued.
+    Files are named as in guided-diffusion. If `out` has a checkpoint of this run, training continues from it.
+
+    Args:
+        network: The network, on its device.
+        objective: The loss.
+        data: Images of the network's size and number of channels.
+        settings: How to train.
+        out: The folder of the run.
+        process: This process, if there are several.
+        compiled: Whether to compile the network.
 
     Raises:
-        ValueError: data that cannot serve, or a batch that does not divide among the processes.
+        ValueError: If the data does not fit the objective, the batch size is not a multiple of the number of processes, or a
+            file in `out` cannot be used.
     """
 
     def __init__(
@@ -103,7 +125,9 @@ class Trainer:
         self.process = process or Process()
         self.device = next(network.parameters()).device
         if settings.batch_size % self.process.world:
-            raise ValueError(f"batch_size={settings.batch_size} does not divide among {self.process.world} processes")
+            raise ValueError(
+                f"batch_size={settings.batch_size} must be a multiple of the number of processes, {self.process.world}"
+            )
         labels = data.labels()
         if labels is not None and labels.min() < 0:
             raise ValueError(f"labels must be 0 or more, got {labels.min()}")
@@ -111,8 +135,8 @@ class Trainer:
         self.labels = labels
         self.step = 0
         self._saved = 0  # the step of the last checkpoint
-        self._files: set[str] = set()  # those that this run wrote into `out`
-        self._data: Future[str] | None = None  # the fingerprint, once it is known
+        self._files: set[str] = set()  # the files that this run wrote into `out`
+        self._data: Future[str] | None = None  # the fingerprint of the data
         self.optimizer = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -125,16 +149,23 @@ class Trainer:
     def run(
         self, save_every: float, log_every: int, on_save: Callable[["Trainer"], None] | None = None
     ) -> Iterator[dict[str, float]]:
-        """Train to the last step; yields what is logged, every `log_every` steps. A checkpoint is written every `save_every`
-        seconds and at the end; `on_save` is then called in the main process.
+        """Train to the last step.
+
+        Args:
+            save_every: Seconds between checkpoints. There is also one at the end.
+            log_every: Steps between rows of the log.
+            on_save: Called in the main process after each checkpoint.
+
+        Yields:
+            Each row of the log.
 
         Raises:
-            FloatingPointError: a gradient that is not finite; nothing is saved after the last good checkpoint.
+            FloatingPointError: If a gradient is not finite. The last good checkpoint is kept.
         """
         saved, begin, first = time.monotonic(), time.monotonic(), self.step
         sums: dict[str, list[float]] = {}
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-            if self.process.main:  # large data takes a while to hash: the first checkpoint waits for it, not the first step
+            if self.process.main:  # hashing large data takes a while; only the first checkpoint waits for it
                 self._data = hasher.submit(lambda: self.data.fingerprint)
             ahead = reader.submit(self._read_rows, self.step)
             while self.step < self.settings.steps:
@@ -164,18 +195,19 @@ class Trainer:
                     saved = time.monotonic()
 
     def averaged(self, rate: float) -> dict[str, Tensor]:
-        """A state dict with the average of this rate for the weights."""
+        """Return a state dict with the averages of this rate in place of the weights."""
         names = [name for name, _ in self.network.named_parameters()]
         return {**self.network.state_dict(), **dict(zip(names, self.ema[rate], strict=True))}
 
     def save(self) -> None:
-        """Write model, averages, optimizer and state, then remove this run's older checkpoint.
+        """Write the model, the averages, the optimizer and the state, then remove this run's previous checkpoint.
 
-        The state comes last and makes the others count. It names the files of the run, which alone are replaced or removed.
+        The state is written last; the new checkpoint is valid from then on. The state also lists the files of the run. Only
+        these are ever replaced or removed.
 
         Raises:
-            ValueError: a file of somebody else has one of the names; nothing is written.
-            OSError: a file cannot be written; the last checkpoint still counts.
+            ValueError: If a file that is not of this run has one of the names. Nothing is written then.
+            OSError: If a file cannot be written. The previous checkpoint stays valid.
         """
         if not self.process.main:
             return
@@ -198,17 +230,20 @@ class Trainer:
 
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """Give a file in `out` that belongs to the run; it appears when the block ends well.
+        """Open a new file of this run in `out`. The file appears when the block ends without an exception.
+
+        Args:
+            name: The file's name.
 
         Raises:
-            ValueError: there is such a file, and the run did not write it.
+            ValueError: If the file exists, and this run did not write it.
         """
         self._claim([name])
         with atomic(self.out / name) as file:
             yield file
 
     def _claim(self, names: Iterable[str]) -> None:
-        """Put names into the state before the files are written, so that a run that is killed finds its own files again."""
+        """Put names into the state before the files are written, so that a killed run recognises its own files later."""
         new = set(names) - self._files
         if new:
             refuse_foreign(LocalFolder(self.out), {*new, *([] if self._files else [STATE])}, ())
@@ -223,17 +258,17 @@ class Trainer:
             file.write((json.dumps(facts, indent=1) + "\n").encode())
 
     def _load(self) -> None:
-        """Continue from the checkpoint in `out`, or see that nobody else's training is there.
+        """Continue from the checkpoint in `out`, or check that `out` has no files of another training.
 
         Raises:
-            ValueError: a file that cannot be read, other data, or files that this run would replace and did not write.
+            ValueError: If a file cannot be read, the data has changed, or this run would replace files that it did not write.
         """
         path = self.out / STATE
         if path.exists():
             self._saved, data, self._files = _read_state(path)
             if self.process.main and data is not None and data != self.data.fingerprint:
                 raise ValueError(
-                    f"the data is not that of the run in {self.out}, which stopped at step {self._saved}: its images, labels "
+                    f"the run in {self.out}, which stopped at step {self._saved}, was trained with other data: images, labels "
                     "or the way they are read have changed; restore the data, or begin another run with out= elsewhere and "
                     f"start={self.out}/model{self._saved:06d}.pt"
                 )
@@ -309,13 +344,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for rate_of_ema, averages in self.ema.items():
-            decay = min(rate_of_ema, (1 + self.step) / (10 + self.step))  # else the first weights would stay for long
+            decay = min(rate_of_ema, (1 + self.step) / (10 + self.step))  # else the initial weights would dominate for long
             torch._foreach_lerp_(averages, [p.detach() for p in self.network.parameters()], 1 - decay)
         return {"gradient_norm": norm} | {name: float(torch.cat(values).mean()) for name, values in parts.items()}
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        # the CPU's flash attention is slow backwards
+        # On the CPU, the backward pass of flash attention is slow
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext()
         with attention, torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             yield
@@ -330,10 +365,10 @@ class Trainer:
         self.objective.timesteps.update(t, losses)
 
     def _read_rows(self, step: int) -> tuple[NDArray[np.int64], Images]:
-        """Places in the data and images of this process at a step; all data is seen once before any is seen again.
+        """Return the indices and the images of this process at a step. Each epoch uses every image once.
 
-        It runs in a thread of its own, without PyTorch: a second thread that computes with OpenMP makes the first wait (on two
-        cores for a third of its time).
+        This runs in a thread of its own, without PyTorch: a second thread that computes with OpenMP makes the first one wait
+        (for a third of its time on two cores).
         """
         s, n = self.settings, len(self.data)
         share = s.batch_size // self.process.world
@@ -344,7 +379,7 @@ class Trainer:
         return rows, self.data.take(rows)
 
     def _batch(self, rows: NDArray[np.int64], images: Images) -> tuple[Tensor, Tensor | None]:
-        """Images (n, C, H, W) in [-1, 1] and labels (n,) on the device."""
+        """Return images (n, C, H, W) in [-1, 1] and labels (n,) on the device."""
         s = self.settings
         x = dequantise(images, self.device)
         if s.flip:
@@ -353,7 +388,7 @@ class Trainer:
         return x, None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.device)
 
     def _due(self, due: bool) -> bool:
-        """The main process's clock decides for all, so that all stop at the same step."""
+        """Return the main process's value of `due` in all processes, so that all save at the same step."""
         if self.process.world == 1:
             return due
         flag = torch.tensor(due, dtype=torch.uint8)
@@ -363,7 +398,7 @@ class Trainer:
         return bool(flag)
 
     def _log(self, row: Mapping[str, float]) -> None:
-        """Append to log.csv; rows of steps that come again after a restart are dropped."""
+        """Append a row to log.csv. Rows of steps that are repeated after a restart are dropped."""
         path = self.out / LOG
         with self.writer(LOG) as file:
             rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
@@ -386,14 +421,14 @@ class _Unreadable(ValueError):
 
 
 def _read_state(path: Path) -> tuple[int, str | None, set[str]]:
-    """Return the step of the last checkpoint, the fingerprint of its data, if it is known, and the files of the run."""
+    """Return the step of the last checkpoint, the fingerprint of its data (None if unknown), and the files of the run."""
     try:
         facts = json.loads(path.read_bytes())
         step, data = facts["step"], facts.get("data")
         valid = type(step) is int and step >= 0 and isinstance(data, str | None)
         if "files" in facts:
             files = {str(name) for name in facts["files"]}
-        else:  # written by an earlier version, which kept no names
+        else:  # written by an earlier version, which did not list the files
             names = {file.name for file in path.parent.iterdir()}
             files = {name for name in names if _step_of(name) == step} | names & {LOG}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -404,7 +439,7 @@ def _read_state(path: Path) -> tuple[int, str | None, set[str]]:
 
 
 def _step_of(name: str) -> int | None:
-    """Return the step in the name of a checkpoint's file, or None if it is no such name."""
+    """Return the step in a checkpoint file's name, or None for other names."""
     found = re.fullmatch(r"(?:model|ema_.+_|opt|timesteps|grid)(\d{6,})\.(?:pt|png)", name)
     return None if found is None else int(found[1])
 

@@ -1,7 +1,7 @@
-"""What is minimised: the diffusion's hybrid loss, and the cross-entropy of classifiers, noisy or not.
+"""Objectives: the hybrid loss of diffusion models, and the cross-entropy of classifiers of noisy or clean images.
 
-An objective takes a network and a batch, and returns one loss per image. All that is random in it comes from torch's default
-generator, which the loop seeds for every step.
+An objective takes a network and a batch, and returns one loss per image. Its random numbers come from torch's default
+generator, which the training loop seeds at every step.
 """
 
 import math
@@ -13,38 +13,70 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from sag.diffusion import GaussianDiffusion
 from sag.training.timesteps import TimestepSampler, Uniform
 
 Network = Any
-"""A network as the loop runs it: compiled, or wrapped for several processes."""
+"""A network as the training loop runs it. It may be compiled, or wrapped for several processes."""
 
 
 class Objective(ABC):
-    """A loss. `timesteps` is the sampler it learns from, or None."""
+    """A loss.
+
+    Attributes:
+        timesteps: The sampler of diffusion steps, which learns from the losses; None if there is none.
+    """
 
     timesteps: TimestepSampler | None = None
 
     @abstractmethod
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Losses (n,) of images x_0 (n, C, H, W) in [-1, 1] with labels y (n,); and parts (n,) to report."""
+        """Compute the losses of a batch.
+
+        Args:
+            network: The network.
+            x_0: Images, (n, C, H, W) in [-1, 1].
+            y: Labels, (n,) int64, or None if the data has none.
+
+        Returns:
+            The losses, (n,), and further values to report, (n,) each, by name.
+        """
 
     def last_losses(self) -> tuple[Tensor, Tensor] | None:
-        """Steps (n,) and unweighted losses (n,) of the last call, which `timesteps` learns from; None where there are none."""
+        """Return the steps (n,) and unweighted losses (n,) of the last call, for `timesteps`; None if it does not learn."""
         return None
 
     def check(self, labels: int | None) -> None:
-        """Raise a ValueError if the data, which has `labels` classes or None, cannot serve."""
+        """Check that the data fits this objective.
+
+        Args:
+            labels: Number of classes in the data; None if it has no labels.
+
+        Raises:
+            ValueError: If it does not.
+        """
 
 
 class DiffusionLoss(Objective):
-    """L_simple, and with a learned variance L_simple + 0.001 L_vlb, whose mean is not trained (arXiv:2102.09672, Eq. 16).
+    """The loss of diffusion models (arXiv:2102.09672, Eq. 16).
 
-    num_classes: of the network, None for an unconditional one. null_label: the one of them that stands for "no class";
-    label_dropout: how often it replaces the label (arXiv:2207.12598). snr_range: None for L_simple; (low, high) weighs the
-    squared error of x_0 by the signal-to-noise ratio alpha_bar / (1 - alpha_bar), at least low (arXiv:2202.00512, section 4)
-    and at most high (arXiv:2303.09556, section 3.4).
+    It is L_simple or, with a learned variance, L_simple + 0.001 L_vlb, where L_vlb trains the variance only, not the mean. It
+    reports `mse` and, with a learned variance, `vlb` in bits per dimension.
+
+    Args:
+        diffusion: The diffusion.
+        timesteps: The sampler of diffusion steps; by default uniform.
+        num_classes: The network's number of classes, including the null class; None for an unconditional network.
+        null_label: The class that means "no class".
+        label_dropout: Probability that the null label replaces a label (arXiv:2207.12598).
+        snr_range: None for L_simple. (low, high) weights the squared error of x_0 by the signal-to-noise ratio
+            alpha_bar / (1 - alpha_bar), at least low (arXiv:2202.00512, section 4) and at most high (arXiv:2303.09556,
+            section 3.4).
+
+    Raises:
+        ValueError: If there is label dropout without a null label.
     """
 
     def __init__(
@@ -70,15 +102,15 @@ class DiffusionLoss(Objective):
             snr = diffusion.schedule.alpha_bar / (1 - diffusion.schedule.alpha_bar)
             of_x0 = snr.clip(*snr_range)
             signal, noise = diffusion.schedule.signal, diffusion.schedule.noise
-            self._mse_weight = {  # times how fast x_0 changes with the output, squared
+            self._mse_weight = {  # the weight of x_0, times the squared derivative of x_0 by the output
                 "x_0": of_x0,
                 "eps": of_x0 / snr,
                 "v": of_x0 * noise**2,
                 "flow": of_x0 * (noise / (signal + noise)) ** 2,
             }[diffusion.prediction]
 
+    @override
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See `Objective`; reports mse and, with a learned variance, vlb (bits per dimension)."""
         d = self.diffusion
         assert self.timesteps is not None
         t, weight = (v.to(x_0.device) for v in self.timesteps.draw(len(x_0)))
@@ -100,12 +132,12 @@ class DiffusionLoss(Objective):
         self._last = t, losses.detach()
         return losses * weight, parts
 
+    @override
     def last_losses(self) -> tuple[Tensor, Tensor]:
-        """See `Objective.last_losses`."""
         return self._last
 
+    @override
     def check(self, labels: int | None) -> None:
-        """See `Objective.check`."""
         if self.num_classes is not None and labels is None:
             raise ValueError("a class-conditional model needs data with labels, and this data has none")
         if self.num_classes is not None and labels is not None:
@@ -117,10 +149,20 @@ class DiffusionLoss(Objective):
 def variational_bound(
     d: GaussianDiffusion, x_0: Tensor, x_t: Tensor, t: Tensor, predicted: Tensor, log_variance: Tensor
 ) -> Tensor:
-    """One term of the variational bound, in bits per dimension, (n,): the KL divergence to the true posterior; at t = 0 the
-    negative log-likelihood of x_0 in 256 grey levels (arXiv:2006.11239, Eq. 5 and section 3.3).
+    """Compute one term of the variational bound (arXiv:2006.11239, Eq. 5 and section 3.3).
 
-    predicted: the clean image that the network predicts, (n, C, H, W), not clamped, as the reference program has it.
+    This is the KL divergence to the true posterior or, at t = 0, the negative log-likelihood of x_0 in 256 grey levels.
+
+    Args:
+        d: The diffusion.
+        x_0: Images, (n, C, H, W) in [-1, 1].
+        x_t: Noisy images, (n, C, H, W).
+        t: Their steps, (n,) int64.
+        predicted: The predicted clean images, (n, C, H, W), not clamped, as in the reference program.
+        log_variance: The predicted log-variance, (n, C, H, W).
+
+    Returns:
+        (n,) in bits per dimension.
     """
     mean, true_mean = d.posterior_mean(x_t, t, predicted), d.posterior_mean(x_t, t, x_0)
     table = torch.from_numpy(d.schedule.posterior_log_variance).to(t.device)[t].float()
@@ -138,9 +180,18 @@ def variational_bound(
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log-probability of grey levels x in [-1, 1] under a Gaussian integrated over each level, the outer two to infinity.
+    """Compute the log-probability of grey levels under a Gaussian (arXiv:2006.11239, section 3.3).
 
-    The normal distribution function is the reference program's approximation by a hyperbolic tangent.
+    The Gaussian is integrated over each level, and to infinity for the lowest and the highest. As in the reference program, a
+    hyperbolic tangent approximates the normal distribution function.
+
+    Args:
+        x: Grey levels in [-1, 1], any shape.
+        mean: Mean of the Gaussian, in the shape of x.
+        log_scale: Logarithm of its standard deviation, in the shape of x.
+
+    Returns:
+        Log-probabilities, in the shape of x.
     """
     inverse = (-log_scale).exp()
     above = _normal_cdf((x - mean + 1 / 255) * inverse)
@@ -156,8 +207,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
 class _Labelled(Objective):
     num_classes: int
 
+    @override
     def check(self, labels: int | None) -> None:
-        """See `Objective.check`."""
         if labels is None:
             raise ValueError("a classifier needs data with labels, and this data has none")
         if labels > self.num_classes:
@@ -169,13 +220,18 @@ class _Labelled(Objective):
 
 
 class NoisyClassification(_Labelled):
-    """Cross-entropy of a classifier on x_t, t uniform (arXiv:2105.05233, section 4.1); reports accuracy."""
+    """Cross-entropy of a classifier of x_t at uniform steps t (arXiv:2105.05233, section 4.1). It reports `accuracy`.
+
+    Args:
+        diffusion: The diffusion that makes x_t.
+        num_classes: Number of classes.
+    """
 
     def __init__(self, diffusion: GaussianDiffusion, num_classes: int) -> None:
         self.diffusion, self.num_classes = diffusion, num_classes
 
+    @override
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See `Objective`."""
         t = Uniform(len(self.diffusion.schedule)).draw(len(x_0))[0].to(x_0.device)
         x_t = self.diffusion.q_sample(x_0, t, torch.randn_like(x_0))
         tau = torch.from_numpy(self.diffusion.schedule.tau).to(x_0.device)[t]
@@ -183,11 +239,17 @@ class NoisyClassification(_Labelled):
 
 
 class Classification(_Labelled):
-    """Cross-entropy of a network on clean images with the values 0 to 255, as feature networks see them; reports accuracy."""
+    """Cross-entropy of a classifier of clean images. It reports `accuracy`.
+
+    The network sees values from 0 to 255, as feature networks do.
+
+    Args:
+        num_classes: Number of classes.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
+    @override
     def __call__(self, network: Network, x_0: Tensor, y: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See `Objective`."""
         return self._losses(network((x_0 + 1) * 127.5), y)

@@ -315,7 +315,7 @@ def test_training_does_not_continue_on_other_data(trained, tmp_path):
     trained("settings.steps=2")
     assert "from step 2 to 3" in trained("settings.steps=3")
     np.savez(tmp_path / "data.npz", random_images(1, 12, size=16))
-    refused(trained, "settings.steps=4", message="the data is not that of the run in .*, which stopped at step 3")
+    refused(trained, "settings.steps=4", message="the run in .*, which stopped at step 3, was trained with other data")
     np.savez(tmp_path / "data.npz", random_images(0, 12, size=16))
     assert "from step 3 to 4" in trained("settings.steps=4")
 
