@@ -1,4 +1,4 @@
-"""Image collections, read by streaming, and the values that their pixels stand for."""
+"""Collections of images, which are read in small parts, and the conversion of their pixel values."""
 
 from sag.data.folder_images import FolderImages
 from sag.data.images import open_images

@@ -1,4 +1,4 @@
-"""Datasets that the project knows by name."""
+"""Fashion-MNIST, the dataset of the small example models."""
 
 import gzip
 import os
@@ -13,21 +13,26 @@ from torchvision.datasets import FashionMNIST
 from sag.data import ArrayImages
 from sag.storage import atomic, cache_folder, remembered_digests, writing_cache
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the folder of Debian's package dataset-fashion-mnist
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
 
 
 def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 32) -> ArrayImages:
-    """Fashion-MNIST (Xiao et al., arXiv:1708.07747): 60,000 "train" or 10,000 "test" images, MIT licence.
+    """Load Fashion-MNIST (Xiao et al., arXiv:1708.07747; MIT licence).
 
-    Returns uint8 images (N, size, size, 1) and labels 0 to 9.
+    Args:
+        split: "train" for 60,000 images, or "test" for 10,000.
+        folder: A folder with the four idx files, plain or gzipped. By default, the files of Debian's package
+            dataset-fashion-mnist are used, or they are downloaded into the cache.
+        size: Height and width in pixels. The 28 x 28 images are placed in the middle of a black square.
 
-    folder: where the four idx files are, plain or gzipped; None takes those of Debian's package dataset-fashion-mnist, or
-    downloads them into the cache. size: the 28 x 28 images are put in the middle of a black square.
+    Returns:
+        uint8 images (N, size, size, 1) with labels 0 to 9.
 
     Raises:
-        ValueError: an unknown split, or a size below 28.
-        FileNotFoundError, OSError: files missing; no download; a cache that cannot be written.
+        ValueError: If the split is unknown, or the size is below 28.
+        FileNotFoundError: If a file is missing in the folder.
+        OSError: If the download fails, or the cache cannot be written.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
@@ -53,7 +58,7 @@ def fashion_mnist(split: str = "train", folder: str | None = None, size: int = 3
 
 
 def _unpack(source: Path, cache: Path) -> Path:
-    """Put the plain files where torchvision's reader looks for them, below the folder that is returned: one for each source."""
+    """Unpack the files to where torchvision's reader looks for them, and return the root folder, a new one per source."""
     found = {}
     for name in FILES:
         packed, plain = source / f"{name}.gz", source / name

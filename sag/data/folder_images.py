@@ -1,4 +1,4 @@
-"""The images of a folder: which of its files count, which classes they have, and how they are read."""
+"""The images of a folder: which files are images, what their classes are, and how they are read."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from sag.data.decoding import PNG, check, decode
 from sag.data.levels import Images, check_range
@@ -23,34 +24,35 @@ from sag.storage.digests import remembered_digests
 
 Labels = Literal["folders", "names", "none"]
 READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-BESIDE = (  # files that often lie beside images and are none; all others that are not read are reported
+IGNORED = (  # files that often accompany images; all other files that are not read are reported
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf"),
     *(".log", ".ini", ".db", ".py", ".sh", ".sha256", ".md5"),
 )
-PART = re.compile(r"(train|training|val|valid|validation|test|testing|dev|eval)([\W_\d].*)?", re.IGNORECASE)  # of a data set
+# Names of the parts of a data set
+PART = re.compile(r"(train|training|val|valid|validation|test|testing|dev|eval)([\W_\d].*)?", re.IGNORECASE)
 THREADS = 8
 
 
 class FolderImages(ImageSource):
     """The images of a folder and its subfolders, in the order of their paths, as RGB or grey.
 
-    Which files count and how they get their classes is said in `find_images` and `find_classes`.
+    `find_images` and `find_classes` describe which files are images and what their classes are. `labels` returns the indices
+    of the class names, sorted by code points.
 
     Args:
         path: The folder.
-        size: None takes PNGs of one size as they are. A number, or (height, width), takes images of every format and size and
-            brings them to that size as ADM did with its training images: halved by box filter while twice as large, bicubic
-            until the size is covered, cropped around the centre.
-        grey: One channel.
-        value_range: The values (low, high) of files with one channel of 8, 16 or 32 bits that are to be the model's -1 and 1;
-            the images are then grey, in 16-bit levels (see `from_values`).
-        labels: Where the classes come from: "folders", "names" or "none"; None decides by the rule.
+        size: None to accept only PNGs of one size and leave them as they are. A number or (height, width) accepts images of
+            all formats and sizes, and crops and resizes them with `centre_crop`.
+        grey: Whether images have one channel instead of three.
+        value_range: The values (low, high) that become -1 and 1 for the model, for files with one channel of 8, 16 or 32 bits.
+            Images then have one channel and 16-bit levels (see `from_values`).
+        labels: Where classes come from: "folders", "names" or "none". None decides by the rules of `find_classes`.
 
     Raises:
-        FileNotFoundError: No such folder.
-        ValueError: No images; a file or folder that cannot be read; not clear which classes are meant; without `size`, files
-            that are no PNG; or, when they are read, images of other sizes, with transparent pixels, several frames, or more
-            than 8 bits but no value_range.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there are no images, a file or folder cannot be read, it is not clear what the classes are, or, without
+            `size`, a file is not a PNG. When images are read, also if they differ in size, have transparent pixels or several
+            frames, or have more than 8 bits without `value_range`.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class FolderImages(ImageSource):
         self.shape = (len(self.files), *self._decode(self.files[0]).shape)
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """See `ImageSource.fingerprint`: a hash of the names, the contents and the options."""
         digest = sha256(repr(self._options).encode())
         try:
             contents = remembered_digests(self.files)
@@ -96,16 +98,12 @@ class FolderImages(ImageSource):
             digest.update(os.fsencode(name) + b"\0" + content.encode())
         return digest.hexdigest()
 
+    @override
     def read(self, start: int, stop: int) -> Images:
-        """See `ImageSource.read`.
-
-        Raises:
-            ValueError: A file that cannot be read, or of another size than the first.
-        """
         return self.take(np.arange(start, min(stop, len(self))))
 
+    @override
     def take(self, rows: NDArray[np.int64]) -> Images:
-        """See `ImageSource.take`; raises as `read`."""
         files = [self.files[i] for i in rows.tolist()]
         with ThreadPoolExecutor(THREADS) as pool:
             images = list(pool.map(self._decode, files))
@@ -113,13 +111,12 @@ class FolderImages(ImageSource):
             self._check_shape(file, image.shape[:2])
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), self._decode(self.files[0]).dtype)
 
+    @override
     def labels(self) -> NDArray[np.int64] | None:
-        """See `ImageSource.labels`: the numbers of the classes, whose names are sorted by code point."""
         return self._labels
 
+    @override
     def verify(self) -> None:
-        """See `ImageSource.verify`: the headers of all files, and the checksums of PNGs."""
-
         def see(file: Path) -> None:
             found = check(file, self.size, self.value_range)
             if self.size is None:
@@ -134,7 +131,9 @@ class FolderImages(ImageSource):
     def _check_shape(self, file: Path, size: tuple[int, ...]) -> None:
         if size != self.shape[1:3]:
             sizes = [f"{height}x{width}" for height, width in (size, self.shape[1:3])]
-            raise ValueError(f"{file} is {sizes[0]}, but {self.files[0].name} is {sizes[1]}; all images must be of one size")
+            raise ValueError(
+                f"{file} is {sizes[0]}, but {self.files[0].name} is {sizes[1]}; all images must have the same size"
+            )
 
     def _check_png(self, file: Path) -> None:
         try:
@@ -148,10 +147,12 @@ class FolderImages(ImageSource):
 
 @dataclass(frozen=True)
 class Found:
-    """The images of a folder.
+    """The files of a folder.
 
-    files: their paths relative to it, as strings with "/". folders: the names of its own subfolders, with or without images.
-    left_out: how many files there are of each suffix that is neither read nor expected beside images.
+    Attributes:
+        files: Paths of the images relative to the folder, with "/".
+        folders: Names of the direct subfolders, with or without images.
+        left_out: Number of files with each suffix that is neither in `READ` nor in `IGNORED`.
     """
 
     files: list[str]
@@ -160,20 +161,19 @@ class Found:
 
 
 def find_images(root: Path) -> Found:
-    """The image files of a folder and its subfolders, folder by folder in the order of their names' code points.
+    """Find the images of a folder and its subfolders, folder by folder, in the order of the code points of their names.
 
-    An image is a regular file with a suffix of `READ`, in small or capital letters. Files and folders whose names begin with
-    "." do not count, nor do folders named __MACOSX. Links to files and folders are followed; a link back to a folder that it
-    lies in is not.
+    An image is a regular file with a suffix of `READ`, in lower or upper case. Files and folders whose names begin with "." are
+    ignored, and so are folders named __MACOSX. Links to files and folders are followed, except links to a parent folder.
 
     Args:
         root: The folder.
 
     Returns:
-        What was found.
+        The files.
 
     Raises:
-        ValueError: A link that leads nowhere, a folder that is reached twice, or one that cannot be read.
+        ValueError: If a link is broken, a folder is reached twice, or a folder cannot be read.
     """
     found = Found([], [], Counter())
     home = os.path.realpath(root)
@@ -185,8 +185,8 @@ def find_images(root: Path) -> Found:
         try:
             mode = path.stat().st_mode
         except OSError as error:
-            if path.is_symlink() and path.suffix.lower() not in BESIDE:
-                raise ValueError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove it") from error
+            if path.is_symlink() and path.suffix.lower() not in IGNORED:
+                raise ValueError(f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove it") from error
             if path.is_symlink():
                 continue
             raise _unreadable(path, error) from error
@@ -206,29 +206,30 @@ def find_images(root: Path) -> Found:
             suffix = path.suffix.lower()
             if suffix in READ:
                 found.files.append(name)
-            elif suffix not in BESIDE:
+            elif suffix not in IGNORED:
                 found.left_out[suffix] += 1
     return found
 
 
 def find_classes(root: Path, found: Found, labels: Labels | None = None) -> list[str] | None:
-    """The name of each image's class, or None if there are no classes.
+    """Find the class of each image.
 
-    Where `labels` does not say it: if all images are in subfolders, the class is the first folder below the root. If none is,
-    or all are directly in one folder, the class is what stands before the first "_" of a name, as in ADM's n01440764_18.JPEG,
-    provided that all names have it. One class alone is no label. What could be meant in two ways is refused.
+    If `labels` is None, these rules decide. If all images are in subfolders, an image's class is the first folder below the
+    root. If no image is in a subfolder, or all are in a single one, its class is the part of its name before the first "_" (as
+    in ADM's n01440764_18.JPEG), provided that all names have one. A single class does not count as labels. Ambiguous folders
+    are errors.
 
     Args:
-        root: The folder, for the messages.
-        found: What it holds.
+        root: The folder, for messages.
+        found: Its files.
         labels: "folders", "names", "none", or None.
 
     Returns:
-        One name for each of `found.files`, or None.
+        One class name per image of `found.files`, or None if there are no classes.
 
     Raises:
-        ValueError: Images beside class folders, class folders without images, parts of a data set in place of classes, or
-            `labels` that these files do not have.
+        ValueError: If there are images next to class folders, class folders without images, or parts of a data set instead of
+            classes, or if the files do not have the `labels` asked for.
     """
     if labels == "none":
         return None
@@ -240,22 +241,22 @@ def find_classes(root: Path, found: Found, labels: Labels | None = None) -> list
         return _classes_of_names(root, found.files, required=labels == "names")
     if loose:
         raise ValueError(
-            f"{root} holds images beside folders of images: {loose[0]}{f' and {len(loose) - 1} more' * (len(loose) > 1)}; move "
-            "each into the folder of its class, or say data.labels=none for no classes"
+            f"{root} holds images next to folders of images: {loose[0]}{f' and {len(loose) - 1} more' * (len(loose) > 1)}; "
+            "move each into the folder of its class, or set data.labels=none for no classes"
         )
     if labels is None:
         _check_level(root, nested, tops)
     empty = sorted({*found.folders} - {*tops})
     if empty:
         raise ValueError(
-            f"{root / empty[0]} holds no images that are read, so that its class would be lost: move it elsewhere, or say "
+            f"{root / empty[0]} holds no images that can be read, so its class would be lost: move it elsewhere, or set "
             "data.labels=none for no classes"
         )
     return None if labels is None and len(tops) == 1 else [name.split("/")[0] for name in found.files]
 
 
 def _check_level(root: Path, nested: list[str], tops: list[str]) -> None:
-    """Raise a ValueError if the folders of `root` look like parts of a data set, each with classes of its own."""
+    """Raise a ValueError if the folders of `root` look like parts of a data set, each with its own class folders."""
     parts = [name for name in tops if PART.fullmatch(name)]
     inner: dict[str, set[str]] = {top: set() for top in tops}
     for name in nested:
@@ -266,7 +267,7 @@ def _check_level(root: Path, nested: list[str], tops: list[str]) -> None:
         shown = ", ".join((parts or tops)[:3])
         raise ValueError(
             f"{root} holds {shown}, which look like parts of a data set and not like classes: give one of them "
-            f"({root / (parts or tops)[0]}), or say data.labels=folders if they are classes, or data.labels=none for no classes"
+            f"({root / (parts or tops)[0]}), or set data.labels=folders if they are classes, or data.labels=none for no classes"
         )
 
 
@@ -280,8 +281,8 @@ def _classes_of_names(root: Path, files: list[str], *, required: bool) -> list[s
         return None
     if without:
         warnings.warn(
-            f"the names of images in {root} give no classes, because {len(without)} of {len(files)} have none before a _, the "
-            f"first is {without[0]}",
+            f"the images in {root} get no classes from their names, because {len(without)} of {len(files)} names have no class "
+            f"before a _; the first is {without[0]}",
             stacklevel=3,
         )
         return None
@@ -289,7 +290,7 @@ def _classes_of_names(root: Path, files: list[str], *, required: bool) -> list[s
 
 
 def _listed(folder: Path) -> list[str]:
-    """The names in a folder that count, last first."""
+    """Return the names in a folder that are not ignored, in reverse order."""
     try:
         names = os.listdir(folder)
     except OSError as error:

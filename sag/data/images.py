@@ -1,4 +1,4 @@
-"""Images on a disk, whatever they are in."""
+"""Opening images on disk in any supported form."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from sag.data.sources import ImageSource
 
 
 def open_images(path: str | Path) -> ImageSource:
-    """The images of an npz, or of a folder of PNGs of one size.
+    """Open the images of an npz, or of a folder of PNGs of one size.
 
     Args:
         path: The file or folder.
 
     Returns:
-        The images, which are not read yet.
+        The images. They are not read yet.
 
     Raises:
-        FileNotFoundError: Nothing there.
-        ValueError: As `NpzImages` and `FolderImages`.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If `NpzImages` or `FolderImages` rejects it.
     """
     return FolderImages(path) if Path(path).is_dir() else NpzImages(path)

@@ -1,4 +1,4 @@
-"""Class labels: what counts as such, checked in one place."""
+"""Class labels and their checks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,41 +7,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels = Literal["random", "balanced", "none"] | int | Sequence[int]
-"""How samples get labels: drawn uniformly, i modulo the number of classes, not at all, or given (sample i gets entry i
-modulo the length)."""
+"""How samples get labels: "random" draws them uniformly, "balanced" gives sample i the label i modulo the number of classes,
+"none" gives none. A number is used for all samples; sample i gets entry i of a list, modulo its length."""
 
 _LARGEST = np.iinfo(np.int64).max
 
 
-def check_label_header(shape: Sequence[int], dtype: np.dtype, count: int, where: str) -> None:
-    """Raise a ValueError if an array of this shape and type cannot hold the labels of `count` images.
+def check_label_header(shape: Sequence[int], dtype: np.dtype[Any], count: int, where: str) -> None:
+    """Check that an array can be labels, by its shape and dtype.
 
     Args:
-        shape: Its shape.
-        dtype: Its type.
-        count: The number of images.
-        where: What the array is called in the message: "arr_1 of x.npz".
+        shape: Shape of the array.
+        dtype: Dtype of the array.
+        count: Number of images.
+        where: Name of the array in messages, such as "arr_1 of x.npz".
+
+    Raises:
+        ValueError: If an array of this shape and dtype cannot be the labels of `count` images.
     """
     if tuple(shape) not in ((count,), (count, 1)) or dtype.kind not in "iuf":
         kind = "pickled Python objects" if dtype.hasobject else str(dtype)
         raise ValueError(
-            f"{where} is {kind} of shape {tuple(shape)}; expected labels, whole numbers of shape ({count},), one for each image"
+            f"{where} is {kind} of shape {tuple(shape)}; expected labels, whole numbers of shape ({count},), one per image"
         )
 
 
 def as_labels(values: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
-    """Labels as int64 (count,), from whole numbers of any integer or float type, (count,) or (count, 1).
+    """Convert stored labels to int64.
 
     Args:
-        values: The labels as they are stored.
-        count: The number of images.
-        where: What the array is called in the message: "arr_1 of x.npz".
+        values: Whole numbers of any integer or float dtype, (count,) or (count, 1).
+        count: Number of images.
+        where: Name of the array in messages, such as "arr_1 of x.npz".
 
     Returns:
-        The same numbers, int64 (count,).
+        The labels, (count,) int64.
 
     Raises:
-        ValueError: another shape or type, or numbers that are not whole or do not fit.
+        ValueError: If the shape or dtype is wrong, or a number is not whole or does not fit in int64.
     """
     values = np.asarray(values)
     check_label_header(values.shape, values.dtype, count, where)

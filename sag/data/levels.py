@@ -1,4 +1,4 @@
-"""Between the model's range [-1, 1], the levels that are stored, and the units of the user's own data."""
+"""Stored levels, and their conversion to and from the units of the user's own data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,21 +7,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8 | np.uint16]
-"""Levels: 0 is the model's -1; 255 in uint8, and 65535 in uint16, is its 1."""
+"""Levels: 0 is -1 for the model, and the highest level (255 in uint8, 65535 in uint16) is 1."""
 
 BITS = (8, 16)
 
 
 def eight_bits(images: Images) -> NDArray[np.uint8]:
-    """Levels in 8 bits, as pictures and feature networks have them; 16 bits are rounded."""
+    """Convert levels to 8 bits, for pictures and feature networks. 16 bits are rounded."""
     return np.asarray(images if images.dtype == np.uint8 else (images / 257).round(), np.uint8)
 
 
 def from_values(values: NDArray[Any], value_range: Sequence[float]) -> NDArray[np.uint16]:
-    """Values of any shape and unit as 16-bit levels: value_range's low end is 0, its high end 65535, what is beyond is cut.
+    """Convert values in the user's unit to 16-bit levels.
+
+    Args:
+        values: Values of any shape.
+        value_range: The values (low, high) of levels 0 and 65535. Values outside are clipped.
+
+    Returns:
+        uint16 levels, in the shape of `values`.
 
     Raises:
-        ValueError: an impossible range, or values that are not finite real numbers.
+        ValueError: If the range is invalid, or the values are not finite real numbers.
     """
     low, high = check_range(value_range)
     values = np.asarray(values)
@@ -29,22 +36,29 @@ def from_values(values: NDArray[Any], value_range: Sequence[float]) -> NDArray[n
         raise ValueError(f"the values are {values.dtype}; expected real numbers")
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("the values are not all finite; replace NaN and infinity, which no level stands for")
+        raise ValueError("the values are not all finite; replace NaN and infinity, which have no level")
     return np.asarray(((values - low) / (high - low) * 65535).round().clip(0, 65535).astype(np.uint16))
 
 
 def to_values(images: Images, value_range: Sequence[float]) -> NDArray[np.float32]:
-    """Levels as values in the user's unit, float32: the inverse of `from_values`, to half a level.
+    """Convert levels to values in the user's unit: the inverse of `from_values`, to within half a level.
+
+    Args:
+        images: Levels of any shape.
+        value_range: The values (low, high) of the lowest and the highest level.
+
+    Returns:
+        float32 values, in the shape of `images`.
 
     Raises:
-        ValueError: an impossible range.
+        ValueError: If the range is invalid.
     """
     low, high = check_range(value_range)
     return (low + (high - low) * (images / highest_level(images))).astype(np.float32)
 
 
 def check_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """The ends of a range of values.
+    """Check a range of values.
 
     Args:
         value_range: [low, high].
@@ -53,7 +67,7 @@ def check_range(value_range: Sequence[float]) -> tuple[float, float]:
         Low and high.
 
     Raises:
-        ValueError: Not two finite numbers, or low is not below high.
+        ValueError: If these are not two finite numbers, or low is not below high.
     """
     given = list(value_range)
     numbers = len(given) == 2 and all(isinstance(end, (int, float, np.number)) and abs(end) < np.inf for end in given)
@@ -63,5 +77,5 @@ def check_range(value_range: Sequence[float]) -> tuple[float, float]:
 
 
 def highest_level(images: Images) -> int:
-    """Return the level that stands for the model's 1."""
+    """Return the highest level of a dtype, which is 1 for the model."""
     return int(np.iinfo(images.dtype).max)

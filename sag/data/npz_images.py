@@ -1,4 +1,4 @@
-"""The images of an npz as ADM writes it, which may be larger than memory."""
+"""Images in an npz in ADM's format. They may be larger than memory."""
 
 import shutil
 import tempfile
@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from sag.data.labels import as_labels, check_label_header
 from sag.data.levels import Images
@@ -18,20 +19,25 @@ from sag.storage.digests import remembered_digests
 from sag.storage.npz import Header, Npz
 
 BLOCK = 1 << 22
-LARGE = 1 << 30  # bytes from which on unpacking takes long enough to be announced
+LARGE = 1 << 30  # unpacking more bytes than this takes long enough to be announced
 
 
 class NpzImages(ImageSource):
-    """The images in arr_0 of an npz, and their labels in arr_1 if there are any.
+    """The images in arr_0 of an npz, with their labels in arr_1 if it exists.
 
-    The checksums are compared before the first image is read, once for each state of the file.
+    Checksums are compared before the first image is read, and again only if the file has changed.
+
+    A compressed file is read forwards. `read` starts again at its beginning to go back; `take` then unpacks arr_0 once, into a
+    temporary file.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not an npz; damaged; no arr_0; arr_0 is neither uint8 nor uint16 NHWC; or arr_1 does not hold its labels.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or is not an npz, arr_0 is missing or is not uint8 or uint16 (N, H, W, C), or arr_1
+            is not its labels. `read`, `take` and `verify` raise it if the images are damaged.
+        OSError: If there is no room for the temporary file (`take`).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,24 +50,20 @@ class NpzImages(ImageSource):
         self.shape = (header.shape[0], header.shape[1], header.shape[2], header.shape[3])
         self._row, self._dtype = header.shape[1] * header.shape[2] * header.shape[3], header.dtype
         self._labels = self._read_labels()
-        self._begin = header.start  # of the values, in the member
-        self._plain: Path | IO[bytes] | None = None  # a file that holds the values as they are, from self._begin on
+        self._begin = header.start  # where the values begin in the member
+        self._plain: Path | IO[bytes] | None = None  # a file with the uncompressed values, which begin at self._begin
         if not header.compressed:
             self._plain = self.path
             self._begin += self._npz.place("arr_0")
         self._member: IO[bytes] | None = None
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """See `ImageSource.fingerprint`: the checksums that the file states, once they are found to be right."""
         return remembered_digests([self.path], _verified_digest)[0]
 
+    @override
     def read(self, start: int, stop: int) -> Images:
-        """See `ImageSource.read`. A compressed file is read forward: a step back costs reading it again from its beginning.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
         self.verify()
         count = (min(stop, len(self)) - start) * self._row
         place = self._begin + start * self._row * self._dtype.itemsize
@@ -74,19 +76,14 @@ class NpzImages(ImageSource):
                 if self._member is None or self._member.tell() > place:
                     self._member = self._npz.open("arr_0")  # it stays open for the next call
                 self._member.seek(place)
-                held = bytearray(self._member.read(count * self._dtype.itemsize))  # can be written, as torch wants
+                held = bytearray(self._member.read(count * self._dtype.itemsize))  # writable, since torch wants it
                 data = np.frombuffer(held[: len(held) - len(held) % self._dtype.itemsize], self._dtype)
             if data.size != count:
                 raise EOFError("it ends within arr_0")
         return data.reshape(-1, *self.shape[1:]).astype(self._dtype.newbyteorder("="), copy=False)
 
+    @override
     def take(self, rows: NDArray[np.int64]) -> Images:
-        """See `ImageSource.take`. If it asks a compressed file for a step back, arr_0 is unpacked, once, into a temporary file.
-
-        Raises:
-            ValueError: The file is damaged.
-            OSError: No room for the temporary file.
-        """
         places, inverse = np.unique(rows, return_inverse=True)
         runs = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
         first = self._begin + int(places[0]) * self._row * self._dtype.itemsize if len(places) else 0
@@ -95,13 +92,13 @@ class NpzImages(ImageSource):
         parts = [self.read(int(places[i]), int(places[j - 1]) + 1) for i, j in pairwise(runs) if i < j]
         return np.concatenate(parts)[inverse] if parts else self.read(0, 0)
 
+    @override
     def labels(self) -> NDArray[np.int64] | None:
-        """See `ImageSource.labels`."""
         return self._labels
 
+    @override
     def verify(self) -> None:
-        """See `ImageSource.verify`."""
-        self.fingerprint  # noqa: B018, it is made of checksums that were compared
+        self.fingerprint  # noqa: B018, computing it compares the checksums
 
     def _read_labels(self) -> NDArray[np.int64] | None:
         if "arr_1" not in self._npz.keys:
@@ -114,7 +111,7 @@ class NpzImages(ImageSource):
         size = self._begin + len(self) * self._row * self._dtype.itemsize
         if size > LARGE:
             warnings.warn(f"{self.path} is compressed: unpacking {size >> 20} MB into {tempfile.gettempdir()}", stacklevel=3)
-        file = tempfile.TemporaryFile()  # noqa: SIM115, it goes when this object does
+        file = tempfile.TemporaryFile()  # noqa: SIM115, it is deleted with this object
         try:
             with self._npz.damage_named(), self._npz.open("arr_0") as member:
                 shutil.copyfileobj(member, file, BLOCK)
@@ -122,8 +119,8 @@ class NpzImages(ImageSource):
         except OSError as error:
             reason = getattr(error.__cause__, "strerror", None) or error
             raise OSError(
-                f"arr_0 of {self.path} cannot be unpacked into {tempfile.gettempdir()} ({reason}); np.savez, instead of "
-                "np.savez_compressed, saves it so that any rows can be read"
+                f"arr_0 of {self.path} cannot be unpacked into {tempfile.gettempdir()} ({reason}); save it with np.savez "
+                "instead of np.savez_compressed, so that it can be read in any order"
             ) from error
         self._plain, self._member = file, None
 
@@ -131,7 +128,7 @@ class NpzImages(ImageSource):
 def _check_layout(path: Path, header: Header) -> None:
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
-        raise ValueError(f"arr_0 of {path} is pickled Python objects, which are not loaded; save a uint8 array")
+        raise ValueError(f"arr_0 of {path} has pickled Python objects, which are not loaded; save a uint8 array")
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         advice = "; quantise samples in [-1, 1] as trunc((x + 1) * 127.5)" if dtype.kind == "f" else ""
         raise ValueError(f"arr_0 of {path} is {dtype} of shape {shape}; expected uint8 or uint16 images (N, H, W, C){advice}")

@@ -1,4 +1,4 @@
-"""Between stored levels and the tensors that networks take."""
+"""Conversion between stored levels and the tensors of networks."""
 
 import numpy as np
 import torch
@@ -8,12 +8,19 @@ from sag.data.levels import BITS, Images, highest_level
 
 
 def quantise(x: Tensor, bits: int = 8) -> Images:
-    """Images (N, C, H, W) in [-1, 1] as levels (N, H, W, C): 8 bits truncated as ADM does it, (x + 1) * 127.5; 16 bits rounded.
+    """Convert images to levels. 8 bits are truncated as in ADM, (x + 1) * 127.5; 16 bits are rounded.
 
-    One grey channel in 8 bits is repeated to three, which ADM's files and every evaluator have.
+    A single grey channel in 8 bits is repeated to three channels, since ADM's files and all evaluators have three.
+
+    Args:
+        x: Images, (N, C, H, W) in [-1, 1].
+        bits: 8 or 16.
+
+    Returns:
+        Levels, (N, H, W, C) uint8 or uint16.
 
     Raises:
-        ValueError: bits other than 8 and 16.
+        ValueError: If `bits` is neither 8 nor 16.
     """
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits}")
@@ -25,6 +32,6 @@ def quantise(x: Tensor, bits: int = 8) -> Images:
 
 
 def dequantise(images: Images, device: torch.device | str = "cpu") -> Tensor:
-    """Levels (N, H, W, C) as float32 images (N, C, H, W) in [-1, 1]."""
+    """Convert levels (N, H, W, C) to float32 images (N, C, H, W) in [-1, 1]."""
     levels = images if images.dtype == np.uint8 else images.astype(np.int32)
     return torch.from_numpy(levels).to(device).permute(0, 3, 1, 2).float() / (highest_level(images) / 2) - 1

@@ -54,7 +54,7 @@ REFUSED = {
     ),
     "colour with a range": (lambda p: Image.fromarray(RGB).save(p), VALUES, "has mode RGB of 8 bits; with value_range"),
     "signed 8 bits": (lambda p: p.write_bytes(tiff(RGB[..., :1].view(np.int8))), VALUES, "signed 8-bit values"),
-    "white is zero": (lambda p: p.write_bytes(tiff(DEEP[..., :1], photometric=0)), VALUES, "counts from white"),
+    "white is zero": (lambda p: p.write_bytes(tiff(DEEP[..., :1], photometric=0)), VALUES, "stores white as 0"),
     "a fourth channel": (
         lambda p: p.write_bytes(tiff(np.zeros((6, 9, 4), np.uint8), extra=0)),
         TRAINING,
@@ -85,16 +85,16 @@ REFUSED = {
     "a turned PNG, scored": (
         lambda p: Image.fromarray(RGB).save(p, exif=exif(6)),
         {},
-        r"to be shown turned \(EXIF orientation 6\)",
+        r"has EXIF orientation 6",
     ),
     "NaN": (lambda p: p.write_bytes(tiff(np.full((6, 9, 1), np.nan, np.float32))), VALUES, "the values are not all finite"),
     "empty": (lambda p: p.write_bytes(b""), TRAINING, "is not a readable image"),
-    "another format": (lambda p: Image.fromarray(RGB).save(p, "JPEG2000"), TRAINING, "no image of a format that is read"),
+    "another format": (lambda p: Image.fromarray(RGB).save(p, "JPEG2000"), TRAINING, "its format is not supported"),
     "truncated": (lambda p: p.write_bytes(png(RGB)[:-30]), TRAINING, "is not a readable image"),
     "more pixels than Pillow takes": (
         lambda p: Image.new("1", (13500, 13500)).save(p),
         TRAINING,
-        r"more pixels than are read .*178,956,970",
+        r"more than 178,956,970 pixels",
     ),
 }
 
@@ -146,7 +146,7 @@ def test_a_turn_that_is_stated_behind_the_pixels_is_seen(tmp_path):
     stated = exif(6).tobytes().removeprefix(b"Exif\0\0")
     (tmp_path / "x.png").write_bytes(content[:end] + chunk(b"eXIf", stated) + content[end:])
     assert np.array_equal(FolderImages(tmp_path, **TRAINING).read(0, 1)[0], RGB)
-    with pytest.raises(ValueError, match=r"x\.png is to be shown turned"):
+    with pytest.raises(ValueError, match=r"x\.png has EXIF orientation"):
         FolderImages(tmp_path)
 
 

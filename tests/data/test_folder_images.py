@@ -84,7 +84,7 @@ def test_a_folder_that_is_reached_twice_is_refused(tmp_path, target):
 def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
     fill(tmp_path, "a.png")
     (tmp_path / name).symlink_to("loop" if name == "loop" else "gone")
-    with pytest.raises(ValueError, match=rf"{name} is a link to \w+, which is not there; mend or remove it"):
+    with pytest.raises(ValueError, match=rf"{name} is a link to \w+, which does not exist; mend or remove it"):
         FolderImages(tmp_path)
     (tmp_path / name).unlink()
     (tmp_path / "notes.txt").symlink_to("gone")
@@ -132,14 +132,14 @@ def test_where_classes_come_from(tmp_path, case):
 
 
 UNCLEAR = {
-    "holds images beside folders of images: loose.png; move each": ["a/1.png", "b/1.png", "loose.png"],
-    r"holds train, val, which look like parts .* give one of them \(.*train\), or say data": ["train/a/1.png", "val/a/1.png"],
+    "holds images next to folders of images: loose.png; move each": ["a/1.png", "b/1.png", "loose.png"],
+    r"holds train, val, which look like parts .* give one of them \(.*train\), or set data": ["train/a/1.png", "val/a/1.png"],
     r"holds Test_2, train2017, which": ["train2017/1.png", "Test_2/1.png"],
     r"holds train, val, which": ["train/1.png", "val/1.png", "extra/1.png"],
     r"holds one, two, which look like parts": ["one/cats/1.png", "one/dogs/1.png", "two/cats/1.png", "two/dogs/2.png"],
     r"holds data, which look like parts": ["data/cats/1.png", "data/dogs/1.png"],
-    r"dogs holds no images that are read, so that its class would be lost": ["cats/1.png", "birds/1.png", "dogs/"],
-    r"fish holds no images that are read": ["cats/1.png", "fish/1.txt"],
+    r"dogs holds no images that can be read, so its class would be lost": ["cats/1.png", "birds/1.png", "dogs/"],
+    r"fish holds no images that can be read": ["cats/1.png", "fish/1.txt"],
 }
 
 
@@ -155,7 +155,7 @@ def test_what_could_mean_two_things_is_refused_and_can_be_said(tmp_path, message
 
 def test_a_lost_class_in_names_is_reported(tmp_path):
     fill(tmp_path, "n01_1.png", "n02_1.png", "plain.png")
-    with pytest.warns(UserWarning, match=r"give no classes, because 1 of 3 have none before a _, the first is plain\.png"):
+    with pytest.warns(UserWarning, match=r"no classes from their names, because 1 of 3 names .*; the first is plain\.png"):
         assert FolderImages(tmp_path).labels() is None
 
 
@@ -168,7 +168,7 @@ def test_classes_can_be_said(tmp_path):
     fill(tmp_path, "loose.png")
     with pytest.raises(ValueError, match=r"loose\.png has no class before a _ in its name"):
         FolderImages(tmp_path, labels="names")
-    with pytest.raises(ValueError, match="beside folders of images"):
+    with pytest.raises(ValueError, match="next to folders of images"):
         FolderImages(tmp_path, labels="folders")
 
 

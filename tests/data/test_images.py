@@ -133,7 +133,7 @@ WRONG = {
     r"b\.jpg is not a PNG: lossy or converted": lambda folder: (picture(folder / "a.png"), picture(folder / "b.jpg")),
     r"b\.png is 9x8, but a\.png is 5x4": lambda folder: (picture(folder / "a.png"), picture(folder / "b.png", size=(8, 9))),
     "has mode RGBA; expected 8-bit grey or RGB": lambda folder: picture(folder / "a.png", "RGBA"),
-    "has mode I;16, more than 8 bits; .* or say with value_range=": lambda folder: picture(folder / "a.png", "I;16"),
+    "has mode I;16, more than 8 bits; .* for other files set value_range=": lambda folder: picture(folder / "a.png", "I;16"),
     r"a\.png is not a readable image": lambda folder: (folder / "a.png").write_bytes(b"no picture"),
 }
 

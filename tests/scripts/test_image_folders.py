@@ -42,7 +42,7 @@ def test_linked_classes_come_into_the_reference_and_other_formats_are_named_in_o
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_a_loose_file_stops_the_program_before_it_works(run_script, folder):
     Image.new("RGB", (20, 30)).save(folder / "loose.png")
-    with pytest.raises(SystemExit, match=r"error: .*data holds images beside folders of images: loose\.png; move each into"):
+    with pytest.raises(SystemExit, match=r"error: .*data holds images next to folders of images: loose\.png; move each into"):
         make(run_script, folder)
     make(run_script, folder, "data.labels=none")
     assert open_images(folder.parent / "reference.npz").labels() is None

@@ -161,7 +161,9 @@ def test_no_room_to_unpack_is_said(tmp_path, monkeypatch):
     source = NpzImages(tmp_path / "x.npz")
     source.read(40, 50)
     monkeypatch.setattr("tempfile.TemporaryFile", Full)
-    with pytest.raises(OSError, match=r"arr_0 of .*x\.npz cannot be unpacked into .* \(No space left on device\); np\.savez"):
+    with pytest.raises(
+        OSError, match=r"arr_0 of .*x\.npz cannot be unpacked into .* \(No space left on device\); save it with np\.savez"
+    ):
         source.take(np.array([3]))
 
 
