@@ -1,4 +1,4 @@
-"""Files: folders that may be remote, arrays in npz files, downloads in a cache, and which files are a run's own."""
+"""Files: folders that may be remote, npz archives, downloads in a cache, and records of which files belong to a run."""
 
 from sag.storage.digests import remembered_digests
 from sag.storage.downloads import CacheError, cache_folder, cached, fetch, remote_size, writing_cache

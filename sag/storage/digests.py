@@ -1,4 +1,4 @@
-"""What the content of files hashes to, remembered in the cache for as long as they do not change."""
+"""Hashes of files, which are kept in the cache until the files change."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from sag.storage.downloads import cache_folder
 
 THREADS = 8
 CHUNK = 10_000  # files between two writes to the cache
-SETTLED = 2_000_000_000  # ns; a file changed more recently may change again without a later time, so it is not remembered
+SETTLED = 2_000_000_000  # ns; a file that changed more recently may change again at the same time, so it is not cached
 BLOCK = 1 << 20
-WAIT = 10  # seconds for another process that writes
+WAIT = 10  # seconds to wait for another process that writes
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     digest = sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -29,19 +29,19 @@ def file_digest(path: Path) -> str:
 
 
 def remembered_digests(paths: Sequence[Path], compute: Callable[[Path], str] = file_digest) -> list[str]:
-    """Digests of files, computed in threads unless the cache knows them for the same path, size, times and inode.
+    """Return digests of files, from the cache if the path, size, times and inode are unchanged.
 
-    Processes may share the cache. Where it cannot be written, every digest is computed.
+    Processes may share the cache. If it cannot be written, all digests are computed.
 
     Args:
         paths: The files.
-        compute: What makes the digest of one file.
+        compute: Computes the digest of one file. It is called in threads.
 
     Returns:
         The digests, in the order of `paths`.
 
     Raises:
-        OSError: A file that cannot be read.
+        OSError: If a file cannot be read.
     """
     found: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:

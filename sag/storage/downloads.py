@@ -1,4 +1,4 @@
-"""Remote files in a cache: downloaded once, by one process at a time, continued where it stopped, and verified."""
+"""Remote files in a cache. They are downloaded once, by one process at a time; downloads can be continued and are verified."""
 
 import base64
 import contextlib
@@ -19,19 +19,19 @@ from filelock import FileLock
 from tqdm import tqdm
 
 BLOCK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails so tells no name of a file
-_MD5 = ("Content-MD5", "x-ms-blob-content-md5")  # of a whole file, also where a part is sent
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # failed writes with these errors do not name the file
+_MD5 = ("Content-MD5", "x-ms-blob-content-md5")  # headers with the MD5 sum of the whole file, even if a part is sent
 
 
 class CacheError(OSError):
-    """A cache cannot be written. The message names its folder and the variable that moves it."""
+    """A cache cannot be written. The message names its folder and the environment variable that moves it."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $SAG_CACHE, or "sag" in $XDG_CACHE_HOME or ~/.cache.
+    """Return the folder of the cache: $SAG_CACHE, or "sag" in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        CacheError: neither variable is set, and this user has no home folder.
+        CacheError: If neither variable is set and the user has no home folder.
     """
     if given := os.environ.get("SAG_CACHE"):
         return Path(given)
@@ -45,15 +45,15 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def writing_cache(folder: Path, root: Path | None = None, variable: str = "SAG_CACHE") -> Iterator[None]:
-    """Make a folder of a cache, and say what to do when it cannot be made or written in the block.
+    """Make a folder in a cache, and convert errors in writing it to a `CacheError`.
 
     Args:
-        folder: the folder that is written.
-        root: the cache it belongs to, for the message; None takes `cache_folder()`.
-        variable: the environment variable that says where the cache is.
+        folder: The folder that the block writes.
+        root: The folder of the cache, for the message; by default `cache_folder()`.
+        variable: The environment variable that sets the folder of the cache.
 
     Raises:
-        CacheError: the folder or a file in it cannot be written. Other errors of the block are passed on.
+        CacheError: If the folder or a file in it cannot be written. Other errors of the block are not converted.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,27 +70,30 @@ def writing_cache(folder: Path, root: Path | None = None, variable: str = "SAG_C
 
 
 def cached(url: str) -> Path:
-    """Where the cache has a remote file, or would have it."""
+    """Return the path of a remote file in the cache, whether it is there or not."""
     parts = urlsplit(url)
     return cache_folder() / parts.netloc / parts.path.lstrip("/")
 
 
 def fetch(url: str) -> Path:
-    """Download a remote file into the cache, or find it there; returns its path.
+    """Download a remote file, unless it is in the cache, and return its path.
 
-    What an earlier try left is continued (http) or begun again; the file appears under its name when it has the size, and
-    where the server states one the MD5 sum, that the server says, and if it is a zip archive (npz, .pt) when all its
-    checksums are right. Processes on one file system wait for one of them to do it.
+    An interrupted download is continued (http) or begun again. The file appears when it has the server's size and, if the
+    server states one, MD5 sum. The checksums of a zip archive (npz, .pt) are compared too. If several processes on a file
+    system need the file, one downloads it and the others wait.
 
     Args:
-        url: http(s), gs:// or az://.
+        url: An http(s)://, gs:// or az:// address.
+
+    Returns:
+        The path of the file in the cache.
 
     Raises:
-        CacheError: the cache cannot be written.
-        OSError: no connection, a refusal, fewer bytes than stated, or other bytes.
+        CacheError: If the cache cannot be written.
+        OSError: If the server cannot be reached or refuses, or the file is incomplete or damaged.
     """
     target = cached(url)
-    if os.path.exists(target):  # unlike the method of Path no error where a folder above cannot be searched
+    if os.path.exists(target):  # unlike Path.exists, it raises no error if a parent folder cannot be searched
         return target
     part = target.with_name(f".{target.name}.part")
     try:
@@ -103,15 +106,22 @@ def fetch(url: str) -> Path:
     except (OSError, blobfile.Error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise OSError(
-            f"could not download {url}: {reason[:200]}; the same command tries again, and where there is no network, "
-            f"copy the file to {target}"
+            f"could not download {url}: {reason[:200]}; the same command tries again; without a network, copy the file to "
+            f"{target}"
         ) from error
     return target
 
 
 @dataclass(frozen=True)
 class _Remote:
-    """A stream of the bytes from `start` on; size and md5 of the whole file, None where the server does not say."""
+    """A remote file.
+
+    Attributes:
+        stream: The bytes from `start` on.
+        start: Offset of the stream in the file.
+        size: Size of the whole file in bytes; None if the server does not state it.
+        md5: MD5 sum of the whole file; None if the server does not state it.
+    """
 
     stream: BinaryIO
     start: int
@@ -134,7 +144,7 @@ def _download(url: str, part: Path) -> None:
     damage = _damage(part, remote.md5)
     if damage:
         part.unlink()
-        raise OSError(f"what came is damaged ({damage})")
+        raise OSError(f"the downloaded file is damaged ({damage})")
 
 
 def _damage(path: Path, md5: bytes | None) -> str | None:
@@ -144,12 +154,12 @@ def _damage(path: Path, md5: bytes | None) -> str | None:
             while block := file.read(BLOCK):
                 found.update(block)
         if found.digest() != md5:
-            return "its MD5 sum is another"
+            return "its MD5 sum differs"
     try:
         if path.name.endswith(".npz.part") or zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 wrong = archive.testzip()
-            return None if wrong is None else f"the checksum of {wrong} is another"
+            return None if wrong is None else f"the checksum of {wrong} differs"
     except zipfile.BadZipFile as error:
         return str(error)
     return None
@@ -163,12 +173,12 @@ def _open(url: str, start: int) -> Iterator[_Remote]:
         with context.BlobFile(url, "rb") as file:
             yield _Remote(file, 0, size)
         return
-    # public files need no credentials, which blobfile would look for
+    # blobfile would look for credentials, which public files do not need
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is as long as the file, or longer
+        if error.code != 416:  # 416: the part is at least as long as the file
             raise
         response = urllib.request.urlopen(url, timeout=60)
     with response:
@@ -179,10 +189,13 @@ def _open(url: str, start: int) -> Iterator[_Remote]:
 
 
 def remote_size(url: str) -> int | None:
-    """Bytes of a remote file; None where the server does not say.
+    """Return the size of a remote file in bytes; None if the server does not state it.
+
+    Args:
+        url: An http(s)://, gs:// or az:// address.
 
     Raises:
-        OSError: no connection, or a refusal.
+        OSError: If the server cannot be reached or refuses.
     """
     with _open(url, 0) as remote:
         return remote.size

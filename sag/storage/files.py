@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear either complete or not at all."""
 
 import contextlib
 import errno
@@ -15,29 +15,29 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def atomic(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Give a file that appears under `path` when the block ends well, and not at all otherwise.
+    """Open a file that appears at `path` only when the block ends without an exception.
 
     Args:
         path: Where the file appears.
-        replace: Whether it replaces a file that is there.
+        replace: Whether it may replace an existing file.
 
     Raises:
-        FileExistsError: `replace` is false and a file is there; if several processes try at once, one of them succeeds.
-        OSError: the file cannot be written; if the disk is full, the message names the file.
+        FileExistsError: If `replace` is false and the file exists. If several processes try at once, one of them succeeds.
+        OSError: If the file cannot be written. If the disk is full, the message names the file.
     """
-    # the name is new each time: another process, or the leftover of a killed one, never has the same
+    # The name is new each time, so it differs from the names of other processes and of files that killed processes left
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             watched = _Watched(file)
             try:
-                yield watched  # type: ignore[misc]  # it has all that a BinaryIO has
+                yield watched  # type: ignore[misc]  # it has all methods of a BinaryIO
                 file.flush()
                 os.fsync(file.fileno())
             except Exception:
                 if watched.error is None:
                     raise
-                raise watched.error from None  # torch.save and zipfile hide the error of the disk behind their own
+                raise watched.error from None  # torch.save and zipfile replace the disk's error by their own
         if replace:
             os.replace(temporary, path)
         else:
@@ -53,7 +53,7 @@ def atomic(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 class _Watched:
-    """A file that remembers the first error of a write."""
+    """A file that remembers the first write error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -76,5 +76,5 @@ def _link(source: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        with open(path, "xb") as file:  # the file system has no hard links: still one succeeds, but not atomically
+        with open(path, "xb") as file:  # without hard links, still only one process succeeds, but the file is not atomic
             file.write(source.read_bytes())

@@ -1,4 +1,4 @@
-"""The arrays of an npz, each with its header; whatever is wrong with the file is said in one sentence that names it."""
+"""The arrays of an npz and their headers. All errors are single sentences that name the file."""
 
 import contextlib
 import math
@@ -19,24 +19,35 @@ _END = struct.Struct("<4s4H2LH")  # the last record of a zip
 
 @dataclass(frozen=True)
 class Header:
-    """Shape, order and type of an array. start: where its values begin in the member; compressed: whether they are deflated."""
+    """The header of an array.
+
+    Attributes:
+        shape: Shape of the array.
+        fortran: Whether the array is in Fortran order.
+        dtype: Dtype of the array.
+        start: Offset of the values in the member, in bytes.
+        compressed: Whether the member is compressed.
+    """
 
     shape: tuple[int, ...]
     fortran: bool
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     start: int
     compressed: bool
 
 
 class Npz:
-    """An npz on a disk. Opening it reads the list of its arrays, not the arrays.
+    """An npz on a disk. Opening it reads the list of its arrays, but no array.
 
     Args:
         path: The file.
 
+    Attributes:
+        keys: Names of the arrays.
+
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not an npz, or damaged.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or is not an npz.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,32 +61,32 @@ class Npz:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
             if len(members) != _stated_members(path):
-                raise ValueError("its list of arrays is cut")
+                raise ValueError("its list of arrays is incomplete")
         self._members = {info.filename: info for info in members}
         if len(self._members) < len(members):
-            raise ValueError(f"{path} holds two arrays of one name, so that it is not clear which counts; save it again")
+            raise ValueError(f"{path} holds two arrays of the same name, so it is not clear which is meant; save it again")
         self.keys = [name.removesuffix(".npy") for name in self._members if name.endswith(".npy")]
 
     def contents(self) -> str:
-        """The names of all that it holds, for a message."""
+        """List the names of its members, for a message."""
         return ", ".join(sorted(name.removesuffix(".npy") for name in self._members)) or "nothing"
 
     def digest(self) -> str:
-        """A hash of the names, sizes and checksums that the file states for its arrays."""
+        """Return a hash of the names, sizes and checksums that the file states for its members."""
         members = sorted((info.filename, info.CRC, info.file_size) for info in self._members.values())
         return sha256(repr(members).encode()).hexdigest()
 
     def header(self, key: str) -> Header:
-        """The header of an array.
+        """Read the header of an array, and check that the member has the length that it states.
 
         Args:
-            key: The name of the array.
+            key: Name of the array.
 
         Returns:
-            The header; the length of the member is the one that it asks for.
+            The header.
 
         Raises:
-            ValueError: Damaged, encrypted, or not as NumPy writes it.
+            ValueError: If the array is damaged, encrypted, or not in NumPy's format.
         """
         info = self._members[f"{key}.npy"]
         with self.damage_named(), self.open(key) as member:
@@ -95,16 +106,16 @@ class Npz:
         return Header(tuple(shape), fortran, dtype, start, compressed)
 
     def array(self, key: str) -> NDArray[Any]:
-        """An array, whole; its checksum is compared.
+        """Read a whole array and compare its checksum.
 
         Args:
-            key: The name of the array.
+            key: Name of the array.
 
         Returns:
             The array.
 
         Raises:
-            ValueError: As `header`; or pickled objects.
+            ValueError: If `header` raises it, or the array has pickled objects.
         """
         header = self.header(key)
         if header.dtype.hasobject:
@@ -112,13 +123,14 @@ class Npz:
                 f"{key} of {self.path} holds pickled objects, which are not loaded; save it as an array of numbers"
             )
         with self.damage_named(), self.open(key) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        return array
 
     def verify(self) -> None:
-        """Read all that it holds once, piece by piece, and compare names and checksums.
+        """Read the whole file in pieces and compare names and checksums.
 
         Raises:
-            ValueError: Damaged.
+            ValueError: If it is damaged.
         """
         with self.damage_named(), zipfile.ZipFile(self.path) as archive:
             for info in archive.infolist():
@@ -127,12 +139,12 @@ class Npz:
                         pass
 
     def open(self, key: str) -> IO[bytes]:
-        """The bytes of an array, header included."""
-        return zipfile.ZipFile(self.path).open(f"{key}.npy")  # it closes its file when it is closed
+        """Open an array as a stream of bytes, including its header."""
+        return zipfile.ZipFile(self.path).open(f"{key}.npy")  # the zip file is closed together with it
 
     def place(self, key: str) -> int:
-        """Where in the file an array that is not compressed begins, header included."""
-        # the lengths in a member's own header may differ from those in the directory at the end
+        """Return the offset in the file of an uncompressed array, including its header."""
+        # The lengths in the member's own header may differ from those in the directory at the end of the file
         with self.damage_named(), open(self.path, "rb") as file:
             offset = self._members[f"{key}.npy"].header_offset
             file.seek(offset + 26)
@@ -141,7 +153,7 @@ class Npz:
 
     @contextlib.contextmanager
     def damage_named(self) -> Iterator[None]:
-        """Turn whatever zipfile, its decompressors and NumPy raise within the block into one sentence that names the file."""
+        """Convert all exceptions of zipfile, its decompressors and NumPy within the block to errors that name the file."""
         try:
             yield
         except _OtherFile:
@@ -152,9 +164,7 @@ class Npz:
             if error.errno is None:
                 raise self._damage(error) from error
             raise OSError(f"{self.path} cannot be read ({os.strerror(error.errno)})") from error
-        except (
-            Exception
-        ) as error:  # a damaged file can make them raise nearly anything: RuntimeError, struct.error, MemoryError
+        except Exception as error:  # damaged files make them raise almost anything: RuntimeError, struct.error, MemoryError
             raise self._damage(error) from error
 
     def _damage(self, error: Exception) -> ValueError:
@@ -163,7 +173,7 @@ class Npz:
 
 
 def _stated_members(path: Path) -> int:
-    """How many members a zip says that it has; zipfile does not compare, and damage can hide one behind another's name."""
+    """Return the number of members that a zip states. zipfile does not compare it, and damage can hide a member."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16) - _END.size))
         tail = file.read()
@@ -171,4 +181,4 @@ def _stated_members(path: Path) -> int:
 
 
 class _OtherFile(ValueError):
-    """A file of a known kind that is no npz."""
+    """A file of a known kind that is not an npz."""

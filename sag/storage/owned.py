@@ -1,8 +1,8 @@
-"""What in a folder is a run's own: only that may be replaced or removed.
+"""Records of the files that belong to a run. A run may replace or remove only its own files.
 
-A run that writes several files into a folder keeps a record there, a JSON file with a hash of the run's settings ("settings")
-and the names of its files ("files"). The record is written before the files that it names, so that a run that is killed finds
-its own files again. Every other file belongs to somebody else.
+A run that writes several files into a folder keeps a record there: a JSON file with a hash of the run's settings ("settings")
+and the names of its files ("files"). The record is written before these files, so that a killed run recognises them later.
+All other files belong to the user.
 """
 
 import json
@@ -21,14 +21,14 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 
 
 def own_files(folder: Folder, settings: str) -> set[str]:
-    """Return the names of the files that runs with these settings wrote into `folder`, their record among them.
+    """Return the names of the files that runs with these settings wrote, including their record.
 
     Args:
-        folder: Where they wrote.
-        settings: The hash of the settings.
+        folder: The folder of the runs.
+        settings: The hash of their settings.
 
     Returns:
-        The names; nothing if there is no record, or if it is not one of a run with these settings.
+        The names; empty if there is no record of a run with these settings.
     """
     try:
         facts = json.loads(folder.read(RECORD))
@@ -41,34 +41,34 @@ def own_files(folder: Folder, settings: str) -> set[str]:
 
 
 def refuse_foreign(folder: Folder, names: Iterable[str], own: Iterable[str]) -> None:
-    """Refuse to write files that would replace somebody else's.
+    """Check that new files do not replace files of the user.
 
     Args:
-        folder: Where the files are to be written.
-        names: The files to be written.
-        own: Those that may be replaced.
+        folder: The folder of the new files.
+        names: Names of the new files.
+        own: Names of files that may be replaced.
 
     Raises:
-        ValueError: one of the other names is taken.
+        ValueError: If one of the other files exists.
     """
     for name in sorted(set(names) - set(own)):
         if folder.exists(name):
             raise ValueError(
-                f"{folder}/{name} is there already, and no run with these settings wrote it: it is left as it is; "
+                f"{folder}/{name} is there already, and no run with these settings wrote it: it is not replaced; "
                 "give another out, or move it away"
             )
 
 
 def claim_files(folder: Folder, settings: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Record that a program writes these files now.
+    """Record that a program is going to write these files.
 
     Args:
-        folder: Where they are written.
-        settings: All that decides what is in them.
-        names: The files.
+        folder: The folder of the files.
+        settings: The settings that determine their content.
+        names: Names of the files.
 
     Raises:
-        ValueError: one of them, or the record, is there, and no run with these settings wrote it.
+        ValueError: If one of the files or the record exists, and no run with these settings wrote it.
     """
     key, wanted = settings_hash(settings), set(names)
     own = own_files(folder, key)
@@ -78,15 +78,15 @@ def claim_files(folder: Folder, settings: Mapping[str, Any], names: Iterable[str
 
 
 def add_own_file(folder: Folder, settings: str, name: str) -> None:
-    """Add a file to the record that a run with these settings keeps in `folder`; call it before the file is written.
+    """Add a file to the record of a run. Call this before the file is written.
 
     Args:
-        folder: Where the run wrote.
+        folder: The folder of the run.
         settings: The hash of its settings.
-        name: The file.
+        name: Name of the file.
 
     Raises:
-        ValueError: it is there, and no run with these settings wrote it.
+        ValueError: If the file exists, and no run with these settings wrote it.
     """
     own = own_files(folder, settings)
     refuse_foreign(folder, [name], own)
@@ -95,12 +95,12 @@ def add_own_file(folder: Folder, settings: str, name: str) -> None:
 
 
 def remove_own_files(folder: Folder, settings: str, names: Iterable[str]) -> None:
-    """Remove files that runs with these settings wrote, and take them out of the record; others are left alone.
+    """Remove files of runs with these settings, and delete them from the record. Other files are kept.
 
     Args:
-        folder: Where the runs wrote.
+        folder: The folder of the runs.
         settings: The hash of their settings.
-        names: The files.
+        names: Names of the files.
     """
     removed = set(names) & own_files(folder, settings) - {RECORD}
     for name in removed:
@@ -111,6 +111,6 @@ def remove_own_files(folder: Folder, settings: str, names: Iterable[str]) -> Non
 
 
 def to_json(facts: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with a line for each key."""
+    """Return a JSON object with one line per key."""
     rows = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()]
     return ("{\n" + ",\n".join(rows) + "\n}\n").encode()

@@ -1,4 +1,4 @@
-"""Files of tensors: told by their content, not by their suffix; never unpickled beyond plain data; damage is an error."""
+"""Reading files of tensors. Content decides their kind, not the suffix. Only plain data is unpickled. Damage is an error."""
 
 import re
 import warnings
@@ -10,22 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 BLOCK = 1 << 20
-_HEADER = 100_000_000  # bytes; no header of safetensors may be longer
+_HEADER = 100_000_000  # the highest number of bytes of a safetensors header
 
 
 def read_tensors(path: Path, name: str) -> Any:
-    """Read what torch.save or safetensors wrote, on the CPU, in the dtypes that were stored.
+    """Read a file of torch.save or safetensors, on the CPU, in the stored dtypes.
 
     Args:
-        path: the file.
-        name: what messages call it.
+        path: The file.
+        name: Name of the file in messages.
 
     Returns:
         The tensors and plain values (numbers, text, lists, mappings) in the file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, another kind of file, or holds objects that would have to be unpickled.
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged or of another kind, or has pickled objects.
     """
     try:
         with open(path, "rb") as file:
@@ -40,24 +40,24 @@ def read_tensors(path: Path, name: str) -> Any:
             return load_file(path)
         if start.startswith(b"PK"):
             _check_archive(path)
-        with open(path, "rb") as file, warnings.catch_warnings():  # not the path, whose suffix PyTorch would go by
-            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are refused later by name
+        with open(path, "rb") as file, warnings.catch_warnings():  # with a path, PyTorch would rely on its suffix
+            warnings.simplefilter("ignore")  # warnings about rare kinds of tensors, which are refused by name later
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OSError(f"{name} is truncated or cannot be read ({error.strerror or _reason(error)})") from error
-    except Exception as error:  # a parser that is fed with damaged bytes raises nearly anything
+    except Exception as error:  # damaged bytes make parsers raise almost anything
         unsafe = re.search(r"nsupported (?:global: )?GLOBAL (\w[\w.]*)", str(error))
         if unsafe:
             raise ValueError(
-                f"{name} holds more than plain tensors ({unsafe[1]}), which could run a program of its author: it "
-                f'was not loaded; if you trust it, keep its weights only, as in python -c "import torch; '
+                f"{name} holds more than plain tensors ({unsafe[1]}), which could run any code of its author: it "
+                f'was not loaded; if you trust it, extract its weights, as in python -c "import torch; '
                 f"c = torch.load('{path}', weights_only=False); torch.save(c['state_dict'], 'weights.pt')\""
             ) from error
         raise ValueError(f"{name} is truncated or not a checkpoint: {_reason(error)}") from error
 
 
 def _other_kind(start: bytes) -> str | None:
-    """What a file is that begins like this, where that is certain and no file of tensors begins so."""
+    """Name the kind of a file by its first bytes, if it certainly is not a file of tensors."""
     if not start:
         return "is empty"
     if start.startswith(b"version https://git-lfs"):
@@ -70,7 +70,7 @@ def _other_kind(start: bytes) -> str | None:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise an error unless this is a zip archive of torch.save with the checksums it states: torch.load compares none."""
+    """Raise an error unless this is a zip archive of torch.save with valid checksums, which torch.load does not compare."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if not any(name.endswith("/data.pkl") for name in names):
@@ -79,15 +79,15 @@ def _check_archive(path: Path) -> None:
         if any(name.endswith("/constants.pkl") for name in names):
             raise ValueError("it is a program of TorchScript; save the state_dict of the network instead")
         for member in archive.infolist():
-            if member.CRC != 0:  # torch.save can be told to compute none
+            if member.CRC != 0:  # torch.save can omit checksums
                 with archive.open(member) as file:
                     while file.read(BLOCK):
-                        pass  # the end compares the checksum
+                        pass  # zipfile compares the checksum at the end
 
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    if text.startswith("Weights only load failed"):  # with advice to load the file without any care; the cause comes last
+    if text.startswith("Weights only load failed"):  # it advises to load the file unsafely first, and ends with the cause
         cause = re.search(r"WeightsUnpickler error: (.+)", text)
         text = cause[1] if cause else "it does not begin as one"
     return text.splitlines()[0].rstrip(".")[:300]

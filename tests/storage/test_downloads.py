@@ -99,7 +99,7 @@ def test_what_an_other_file_left_is_not_mixed_with_this_one():
         part = cached(url).with_name(".a.npz.part")
         part.parent.mkdir(parents=True)
         part.write_bytes(b"x" * 10)
-        with pytest.raises(OSError, match="what came is damaged"):
+        with pytest.raises(OSError, match="the downloaded file is damaged"):
             fetch(url)
         assert not part.exists()
         part.write_bytes(b"x" * (len(content) + 10))
@@ -109,9 +109,9 @@ def test_what_an_other_file_left_is_not_mixed_with_this_one():
 @pytest.mark.parametrize(
     ("name", "change", "md5", "message"),
     [
-        ("a.npz", lambda content: content[:5000] + b"?" + content[5001:], None, "checksum of arr_0.npy is another"),
+        ("a.npz", lambda content: content[:5000] + b"?" + content[5001:], None, "checksum of arr_0.npy differs"),
         ("a.npz", lambda content: b"<html>an error page</html>", None, "damaged .*not a zip"),
-        ("a.pt", lambda content: b"an old pickle", b"0" * 16, "its MD5 sum is another"),
+        ("a.pt", lambda content: b"an old pickle", b"0" * 16, "its MD5 sum differs"),
         ("missing.pt", lambda content: content, None, "404"),
     ],
 )

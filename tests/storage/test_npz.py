@@ -56,7 +56,7 @@ BROKEN = {
     ),
     "encrypted": (encrypted, "is damaged .*is encrypted"),
     "unknown compression": (unknown_compression, "is damaged .*compression method is not supported"),
-    "one name twice": (lambda p: zipped(p, [("arr_0.npy", npy(IMAGES))] * 2), "holds two arrays of one name"),
+    "one name twice": (lambda p: zipped(p, [("arr_0.npy", npy(IMAGES))] * 2), "holds two arrays of the same name"),
     "a claim of too much": (lambda p: claimed(p, (10**12, 512, 512, 3)), "arr_0 has another length than its header says"),
     "a claim that overflows": (lambda p: claimed(p, (2**62, 2**62, 2, 3)), "arr_0 has another length than its header says"),
     "a negative claim": (lambda p: claimed(p, (-1, 8, 8, 3)), r"arr_0 has the impossible shape \(-1, 8, 8, 3\)"),
@@ -184,5 +184,5 @@ def test_a_member_that_damage_hides_is_missed(tmp_path):
     path.write_bytes(content)
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["arr_0.npy"]
-    with pytest.raises(ValueError, match=r"x\.npz is not an npz, or is damaged \(its list of arrays is cut\)"):
+    with pytest.raises(ValueError, match=r"x\.npz is not an npz, or is damaged \(its list of arrays is incomplete\)"):
         NpzImages(path)
