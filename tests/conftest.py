@@ -19,6 +19,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: a core for each worker, an
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="there is no GPU here (torch.cuda.is_available() is false)"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAG_CACHE", str(tmp_path / "cache"))
