@@ -1,5 +1,7 @@
 """Devices and the precisions that they compute in."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,3 +51,14 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a call takes, with what it started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin

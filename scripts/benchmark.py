@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sag import storage
+from sag.build.objects import guidance as build_guidance
+from sag.build.objects import set_up
+from sag.devices import PRECISIONS, device_name, pick_device, seconds
 from sag.diffusion import Denoiser, sample
 from sag.guidance import Guidance, GuidedDenoiser
+from sag.memory import peak_memory
 from sag.noise import SampleNoise
 from scripts.benchmark_cluster import benchmark_cluster, lines
 from scripts.benchmark_evaluation import benchmark_evaluation
-from scripts.common import PRECISIONS, build_guidance, device_name, pick_device, run, set_up
-from scripts.measure import peak_memory, seconds
+from scripts.common import run
 
 WARM_UP = 2
 
@@ -44,9 +46,6 @@ class BenchmarkConfig:
     compile: list[bool] = MISSING
     device: str = MISSING
     out: str | None = None
-
-
-ConfigStore.instance().store("benchmark_schema", BenchmarkConfig)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
@@ -203,5 +202,10 @@ def benchmark_sampling(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
     return {"model": cfg.model.name, "batch_size": cfg.batch_size, "rounds": cfg.rounds, "rows": rows}
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "benchmark", BenchmarkConfig)
+
+
+if __name__ == "__main__":
+    command()

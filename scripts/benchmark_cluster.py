@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sag import storage
+from sag.memory import peak_memory
+from sag.records import ROOT
 from sag.sampling.shards import Shard, check_shards, pack, write_shard
-from scripts.common import ROOT
-from scripts.measure import peak_memory
 
 SAMPLES, SIZE, BATCH = 256, 32, 16
 RUN = [f"num_samples={SAMPLES}", f"batch_size={BATCH}", "sampler.steps=25", "device=cpu"]

@@ -8,7 +8,8 @@ from scipy.linalg import sqrtm
 
 from evaluations.frechet import Statistics, frechet_distance
 from evaluations.neighbours import precision_recall
-from scripts.measure import peak_memory, seconds
+from sag.devices import seconds
+from sag.memory import peak_memory
 
 DIM = 2048
 REFERENCE = 10_000

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from safetensors.torch import save
 
 from sag import storage
+from sag.build.objects import log_notes
 from sag.checkpoints import read_checkpoint
-from scripts.common import PRECISIONS, run, show_notes
+from sag.devices import PRECISIONS
+from scripts.common import run
 
 
 @dataclass
@@ -19,9 +20,6 @@ class BundleConfig:
     checkpoint: str = MISSING
     dtype: str = MISSING
     out: str = MISSING
-
-
-ConfigStore.instance().store("bundle_schema", BundleConfig)
 
 
 def main(cfg: DictConfig) -> None:
@@ -34,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     if out.exists():
         raise ValueError(f"{out} is there already; give another out, or remove it")
     checkpoint = read_checkpoint(cfg.checkpoint)
-    show_notes(cfg.checkpoint, checkpoint.notes)
+    log_notes(cfg.checkpoint, checkpoint.notes)
     converted = {name: value.to(PRECISIONS[cfg.dtype]).contiguous() for name, value in checkpoint.state.items()}
     beyond = [name for name, value in converted.items() if not value.isfinite().all()]
     if beyond:
@@ -45,5 +43,10 @@ def main(cfg: DictConfig) -> None:
     print(f"wrote {out}: {len(converted)} tensors, {out.stat().st_size / 1e6:.2f} MB, {cfg.dtype}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "bundle", BundleConfig)
+
+
+if __name__ == "__main__":
+    command()

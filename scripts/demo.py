@@ -7,16 +7,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sag import storage
+from sag.build import compose
 from sag.data import Images
 from sag.sampling.shards import read_samples
-from scripts.common import composed, run
+from scripts.common import run
 from scripts.rows import COLUMNS, compose_row
-from scripts.sample import SampleConfig
 from scripts.visualize import draw_masks
 
 matplotlib.use("agg")
@@ -34,9 +33,6 @@ class DemoConfig:
     seed: int = MISSING
     device: str = MISSING
     out: str = MISSING
-
-
-ConfigStore.instance().store("demo_schema", DemoConfig)
 
 
 def folder_of(name: str) -> str:
@@ -99,7 +95,7 @@ def main(cfg: DictConfig) -> None:
         scores[name] = dict(run.metrics)
         images[name] = read_samples(next(folder.glob(f"samples_{cfg.num_samples}x*.npz")))[0]
     draw_samples(images, out / "samples.png")
-    sag = composed("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"], SampleConfig)
+    sag = compose("sample", [*cfg.common, "guidance=[sag]", f"seed={cfg.seed}"])
     draw_masks(sag, cfg.device, out / "masks.png")
     draw_scores(scores, out / "scores.png")
     text = table(scores, cfg.num_samples)
@@ -108,5 +104,10 @@ def main(cfg: DictConfig) -> None:
     print(f"\n{text}\nwrote {', '.join(FILES)} to {out}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "demo", DemoConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from evaluations.inception import URL_INCEPTION_V3, inception_weights
+from sag.build.messages import CONFIGS
 from sag.storage import cached, fetch, remote_size
-from scripts.common import CONFIGS, run
+from scripts.common import run
 
 PARTS = ("checkpoint", "classifier", "reference", "inception")
 
@@ -22,9 +22,6 @@ class DownloadConfig:
     what: Any = MISSING
     parts: list[str] = MISSING
     dry_run: bool = MISSING
-
-
-ConfigStore.instance().store("download_schema", DownloadConfig)
 
 
 def models(what: Any) -> list[str]:
@@ -88,5 +85,10 @@ def report(place: Path, url: str) -> None:
         print(f"{'?' if size is None else f'{size / 1e9:.2f}'} GB    {url}", flush=True)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "download", DownloadConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig
 
@@ -13,9 +12,10 @@ from evaluations.batches import write_reference
 from evaluations.extraction import extract, folder_name
 from evaluations.frechet import Moments
 from sag.data import ImageSource, SelectedImages
+from sag.devices import pick_device
 from sag.distributed import Process
 from sag.noise import check_word
-from scripts.common import pick_device, run
+from scripts.common import run
 
 
 @dataclass
@@ -31,9 +31,6 @@ class MakeReferenceConfig:
     batch_size: int = MISSING
     device: str = MISSING
     out: str = MISSING
-
-
-ConfigStore.instance().store("make_reference_schema", MakeReferenceConfig)
 
 
 def choose(count: int, available: int, seed: int, key: str) -> np.ndarray:
@@ -81,5 +78,10 @@ def main(cfg: DictConfig) -> None:
         print(f"warning: {note}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "make_reference", MakeReferenceConfig)
+
+
+if __name__ == "__main__":
+    command()

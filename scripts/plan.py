@@ -8,11 +8,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
+from sag.build.objects import guidance as build_guidance
+from sag.build.objects import image_size, set_up
+from sag.devices import device_name, pick_device, seconds
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
 from sag.models import UNet
-from scripts.common import build_guidance, device_name, image_size, pick_device, set_up
-from scripts.measure import seconds
 from scripts.rows import COLUMNS, Row
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from scripts.common import run
@@ -18,9 +17,6 @@ class ReportConfig:
     out: str = MISSING
 
 
-ConfigStore.instance().store("report_schema", ReportConfig)
-
-
 def main(cfg: DictConfig) -> None:
     """Write everything into `out`."""
     from evaluations.study.report import write_report  # here, so that --help need not wait for it
@@ -29,5 +25,10 @@ def main(cfg: DictConfig) -> None:
     print(f"wrote {cfg.out}/report.html, {', '.join(file.name for file in report.files[:3])} and a plot of each table")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "report", ReportConfig)
+
+
+if __name__ == "__main__":
+    command()

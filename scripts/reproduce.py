@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from evaluations.study.results import Results
 from evaluations.study.tables import arrange, markdown
 from sag import storage
+from sag.build.composing import shared_key
 from sag.distributed import Process
-from scripts import sample
 from scripts.common import run
 from scripts.plan import plan
 from scripts.rows import Row, compose_row
@@ -35,9 +34,6 @@ class ReproduceConfig:
     keep_samples: bool = MISSING
     out: str = MISSING
     results: str = MISSING
-
-
-ConfigStore.instance().store("reproduce_schema", ReproduceConfig)
 
 
 def chosen(cfg: DictConfig) -> Iterator[Row]:
@@ -74,7 +70,7 @@ def main(cfg: DictConfig) -> None:
             continue
         if main_process:
             print(f"\n{row.table}: {row.name}, seed {row.cfg.seed}", flush=True)
-        folder, key = storage.LocalFolder(Path(cfg.out) / row.key[:12]), sample.shared_fingerprint(row.cfg)
+        folder, key = storage.LocalFolder(Path(cfg.out) / row.key[:12]), shared_key(row.cfg)
         storage.refuse_foreign(folder, [MASKS], storage.own_files(folder, key))
         found = row.run(folder.path, cfg.device)
         if found is not None:
@@ -91,5 +87,10 @@ def main(cfg: DictConfig) -> None:
         print(f"wrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "reproduce", ReproduceConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -10,11 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+import evaluations.evaluate_config  # noqa: F401  makes configs/evaluate.yaml known
+import sag
 from evaluations.metrics import COLUMNS
 from evaluations.study.results import Run
-from sag.distributed import Process
-from scripts import evaluate, sample
-from scripts.common import composed
+from sag.build import compose
+from sag.distributed import Process, Stop
+from sag.records import fingerprint
+from scripts import evaluate
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Row:
     @property
     def key(self) -> str:
         """A hash of everything that decides the scores."""
-        return sha256("\n".join([sample.fingerprint(sample.identity(self.cfg)), *sorted(self.scoring)]).encode()).hexdigest()
+        return sha256("\n".join([fingerprint(sag.build.identity(self.cfg)), *sorted(self.scoring)]).encode()).hexdigest()
 
     def run(self, out: Path, device: str) -> Run | None:
         """Sample into `out` and score there; None in a process that is not the main one, whose share is then done.
@@ -38,18 +41,17 @@ class Row:
             ValueError: what sampling and scoring raise.
         """
         self.cfg.out, self.cfg.device = str(out), device
-        _, target = sample.produce(self.cfg)
+        job = sag.build.job(self.cfg)
+        sampled = sag.sampling.run(job, out, stop=Stop())
         scores = out / f"scores-{self.key[:8]}.json"
         scoring = _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring])
-        cfg = composed("evaluate", scoring, evaluate.EvaluateConfig)
-        cfg.samples, cfg.out, cfg.device = str(out / target), str(scores), device
+        cfg = compose("evaluate", scoring)
+        cfg.samples, cfg.out, cfg.device = sampled.path, str(scores), device
         evaluate.main(cfg)
         if not Process.current().main:
             return None
         found: dict[str, Any] = json.loads(scores.read_bytes())
-        made: dict[str, Any] = json.loads((out / "record.json").read_bytes())
-        indices = sample.choose_indices(self.cfg)
-        settings: Any = OmegaConf.to_container(sample.identity(self.cfg))
+        made, indices = sampled.record, list(job.indices)
         published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
         return Run(
             key=self.key,
@@ -57,7 +59,7 @@ class Row:
             row=self.name,
             seed=self.cfg.seed,
             num_samples=len(indices),
-            settings=settings,
+            settings=sag.build.identity(self.cfg),
             scoring=found["identity"],
             metrics={re.sub(r"_\d+k?$", "", name): value for name, value in found["metrics"].items()},
             published=published,
@@ -73,7 +75,7 @@ def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequen
     Raises:
         ValueError: overrides that do not fit.
     """
-    return Row(table, name, composed("sample", _last(overrides), sample.SampleConfig), scoring)
+    return Row(table, name, compose("sample", _last(overrides)), scoring)
 
 
 def _last(overrides: Sequence[str]) -> list[str]:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from evaluations.study.results import Results, Run
 from evaluations.study.tables import arrange, markdown
+from sag.build import SampleConfig, out_folder
+from sag.build.messages import sentence
 from sag.distributed import Process
-from scripts import sample
-from scripts.common import USER_ERRORS, run, sentence
+from scripts.common import run, user_errors
 from scripts.rows import Row
 
 PLACES = {"device", "out", "name", "scoring", "objective", "results"}
@@ -27,7 +27,7 @@ UNNAMED = PLACES | {"seed", "num_samples", "batch_size", "precision", "compile"}
 
 
 @dataclass
-class SweepConfig(sample.SampleConfig):
+class SweepConfig(SampleConfig):
     """The keys of configs/sweep.yaml and their types; the values are there."""
 
     name: str = MISSING
@@ -36,12 +36,9 @@ class SweepConfig(sample.SampleConfig):
     results: str = MISSING
 
 
-ConfigStore.instance().store("sweep_schema", SweepConfig)
-
-
 def point(cfg: DictConfig, overrides: list[str]) -> Row:
     """The row that a point of the sweep is, named by its overrides."""
-    own = OmegaConf.masked_copy(cfg, [f.name for f in fields(sample.SampleConfig)])
+    own = OmegaConf.masked_copy(cfg, [f.name for f in fields(SampleConfig)])
     name = " ".join(override for override in overrides if override.split("=", 1)[0] not in UNNAMED)
     return Row(cfg.name, name or "default", own, cfg.scoring)
 
@@ -66,8 +63,8 @@ def main(cfg: DictConfig) -> float:
         if main_process:
             print(f"\n{row.table}: {row.name}", flush=True)
         try:
-            found = row.run(Path(str(sample.out_folder(row.cfg))), cfg.device)
-        except USER_ERRORS as error:
+            found = row.run(Path(out_folder(row.cfg)), cfg.device)
+        except user_errors() as error:
             return record_failure(cfg, sentence(error))
         if found is not None:
             results.add(found)
@@ -99,5 +96,10 @@ class Summary(Callback):
             sys.exit(f"error: {len(failed)} of the points failed ({names}); the same command tries them again")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "sweep", SweepConfig, record_failure)
+
+
+if __name__ == "__main__":
+    command()

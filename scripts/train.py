@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
@@ -17,16 +16,19 @@ from torch import nn
 from tqdm import tqdm
 
 from sag import storage
+from sag.build.objects import image_size, log_notes
 from sag.checkpoints import load_weights
 from sag.data import ImageSource
 from sag.data.tensors import quantise
+from sag.devices import device_name, pick_device
 from sag.diffusion import DDIM, Denoiser, sample
 from sag.distributed import Process, set_meeting_place
 from sag.models import UNet
 from sag.noise import SampleNoise
+from sag.records import check_folder
 from sag.sampling.shards import picture
 from sag.training import STATE, Objective, Settings, Trainer
-from scripts.common import check_folder, device_name, image_size, pick_device, run, show_notes
+from scripts.common import run
 
 MEETING = timedelta(minutes=10)  # how long processes wait for each other
 GRID = 64
@@ -49,9 +51,6 @@ class TrainConfig:
     log_every: int = MISSING
     grid_steps: int = MISSING
     out: str = MISSING
-
-
-ConfigStore.instance().store("train_schema", TrainConfig)
 
 
 def identity(cfg: DictConfig) -> DictConfig:
@@ -127,7 +126,7 @@ def main(cfg: DictConfig) -> None:
     torch.manual_seed(settings.seed)
     network = instantiate(cfg.task.network, _convert_="all")
     if cfg.start is not None:
-        show_notes(cfg.start, load_weights(network, cfg.start))
+        log_notes(cfg.start, load_weights(network, cfg.start))
     network.to(device)
     objective: Objective = instantiate(cfg.task.objective, _convert_="object")
     check_data(data, network, cfg.size)
@@ -153,5 +152,10 @@ def main(cfg: DictConfig) -> None:
             dist.destroy_process_group()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "train", TrainConfig)
+
+
+if __name__ == "__main__":
+    command()

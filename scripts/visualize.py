@@ -4,28 +4,23 @@ import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 import torch
-from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
-from torch import Tensor
 
+import sag
 from sag import storage
+from sag.build import SampleConfig
 from sag.data import Images
-from sag.data.tensors import quantise
-from sag.diffusion import Condition, Denoiser, Sampler, sample
-from sag.guidance import Guidance, GuidanceState, GuidedDenoiser, SelfAttentionGuidance
 from sag.models import AttentionLayer
-from sag.noise import SampleNoise
-from scripts.common import build_guidance, image_size, load, pick_device, run
-from scripts.sample import choose_labels
+from sag.sampling import Moment
+from scripts.common import run
 
 matplotlib.use("agg")
 PIXELS = 96  # the least size of an image in the GIF
@@ -51,64 +46,6 @@ class VisualizeConfig:
     device: str = MISSING
     out: str | None = None
     list: bool = MISSING
-
-
-ConfigStore.instance().store("visualize_schema", VisualizeConfig)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A step as SAG sees it, for n samples.
-
-    time: t / T. clean, degraded: the predicted clean image and what SAG makes of it, (n, H, W, 3) uint8. mask: where it
-    is blurred, (n, H, W) bool. difference: root mean square over channels of eps - eps_weak, (n, H, W) float32.
-    """
-
-    time: float
-    clean: Images
-    mask: NDArray[np.bool_]
-    degraded: Images
-    difference: NDArray[np.float32]
-
-
-def trajectory(
-    denoiser: GuidedDenoiser, sampler: Sampler, noise: SampleNoise, condition: Condition | None, count: int
-) -> dict[int, Tensor]:
-    """x_t at `count` steps t, evenly spread from the first to the last."""
-    steps = len(denoiser.diffusion.schedule)
-    wanted = set(np.linspace(steps - 1, 0, min(count, steps)).round().astype(int).tolist())
-    x_t, found = noise.initial(), {}
-    for step in sample(denoiser, sampler, x_t, condition, noise=noise.step):
-        if step.t in wanted:
-            found[step.t] = x_t
-        x_t = step.x
-    return found
-
-
-@torch.no_grad()
-def observe(
-    denoiser: Denoiser, sag: SelfAttentionGuidance, x_t: Tensor, t: int, condition: Condition | None, noise: SampleNoise
-) -> Moment:
-    """What `sag` does at x_t, whether it is on there or not."""
-    state = GuidanceState(denoiser, x_t, t, condition, [sag], (), None, noise.mask)
-    eps = state.prediction(sag.branch).eps
-    clean, blurred = sag.clean_and_blurred(state)
-    mask = sag.mask(state, clean, blurred)
-    factors = [large // small for large, small in zip(clean.shape[2:], mask.shape[1:], strict=True)]
-    x_t_weak = sag.degrade(state)
-    weak = denoiser(x_t_weak, t, state.condition(sag.branch)).eps
-    return Moment(
-        float(denoiser.diffusion.schedule.time[t]),
-        _rgb(clean),
-        mask.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2).cpu().numpy(),
-        _rgb(denoiser.diffusion.x0_from_eps(x_t_weak, t, eps)),
-        (eps - weak).square().mean(1).sqrt().cpu().numpy(),
-    )
-
-
-def _rgb(x: Tensor) -> Images:
-    """Images (N, C, H, W) in [-1, 1] as pictures: the first three channels, or the first one in grey."""
-    return quantise(x[:, :3] if x.shape[1] >= 3 else x[:, :1])
 
 
 def overlay(moment: Moment) -> Images:
@@ -166,39 +103,19 @@ def layer_table(layers: Mapping[str, AttentionLayer]) -> str:
     return "\n".join(lines)
 
 
-def look(
-    cfg: DictConfig, layers: Sequence[str] | None, samples: Sequence[int], count: int, device: torch.device
-) -> dict[str, list[Moment]]:
-    """The moments of some samples by layer. cfg: model, classifier, sampler, guidance, seed, labels and precision.
-
-    Raises:
-        ValueError: no SAG in the guidance, an unknown layer, or what sampling raises.
-    """
-    if "sag" not in cfg.guidance:
-        raise ValueError("there is nothing to see without SAG; add sag to guidance=[...]")
-    network = load(cfg.model, device, cfg.precision, False)
-    guidance: list[Guidance] = build_guidance(cfg.guidance, lambda node: load(node, device, cfg.precision, False))
-    sampler: Sampler = instantiate(cfg.sampler)
-    denoiser = Denoiser(network, instantiate(cfg.model.diffusion).respace(sampler.steps), cfg.model.null_label)
-    lenses: dict[str, SelfAttentionGuidance] = {}
-    for layer in layers or [cfg.guidance.sag.layer]:
-        lenses[layer] = instantiate({**cfg.guidance.sag, "layer": layer}, _convert_="all")
-        lenses[layer].check(denoiser)
-    labels = choose_labels(cfg, samples, denoiser, guidance)
-    condition = denoiser.condition(None if labels is None else torch.tensor(labels, device=device))
-    shape = (network.image_channels, *image_size(network, cfg.size))
-    noise = SampleNoise(cfg.seed, samples, shape, device)
-    states = trajectory(GuidedDenoiser(denoiser, guidance, noise.mask), sampler, noise, condition, count)
-    return {
-        layer: [observe(denoiser, sag, x_t, t, condition, noise) for t, x_t in states.items()] for layer, sag in lenses.items()
-    }
-
-
 def draw_masks(cfg: DictConfig, device: str, path: Path) -> None:
     """A PNG of what SAG sees of a run's first samples: where it blurs, and what comes of it. cfg: as of scripts/sample.py."""
-    samples = range(min(SHOWN, cfg.num_samples))
-    (moments,) = look(cfg, None, samples, MOMENTS, pick_device(device, cfg.precision)).values()
-    draw_strip(moments, path, ["mask", "degraded"])
+    first = OmegaConf.merge(cfg, {"indices": list(range(min(SHOWN, cfg.num_samples))), "device": device})
+    (found,) = sag.sampling.moments(sag.build.job(cast(DictConfig, first)), count=MOMENTS).values()
+    draw_strip(found, path, ["mask", "degraded"])
+
+
+def job_config(cfg: DictConfig) -> DictConfig:
+    """Return a config as that of scripts/sample.py, which samples what this one asks for."""
+    shared = OmegaConf.masked_copy(cfg, [key for key in SampleConfig.__dataclass_fields__ if key in cfg])
+    count = len(cfg.samples)
+    own = {"indices": list(cfg.samples), "num_samples": count, "batch_size": count, "bits": 8, "compile": False}
+    return cast(DictConfig, OmegaConf.merge(SampleConfig, shared, own))
 
 
 def main(cfg: DictConfig) -> None:
@@ -216,7 +133,7 @@ def main(cfg: DictConfig) -> None:
     layers = cfg.layers or [cfg.guidance.sag.layer] if "sag" in cfg.guidance else []
     names = [f"{layer}.{kind}" for layer in layers for kind in ("png", "gif")]
     storage.refuse_foreign(storage.LocalFolder(out), [storage.RECORD, *names], storage.own_files(storage.LocalFolder(out), key))
-    found = look(cfg, cfg.layers, list(cfg.samples), cfg.moments, pick_device(cfg.device, cfg.precision))
+    found = sag.sampling.moments(sag.build.job(job_config(cfg)), cfg.layers, cfg.moments)
     storage.claim_files(storage.LocalFolder(out), settings, names)
     for layer, moments in found.items():
         draw_strip(moments, out / f"{layer}.png")
@@ -224,5 +141,10 @@ def main(cfg: DictConfig) -> None:
         print(f"wrote {out / layer}.png and .gif")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run this program with the arguments of the command line."""
     run(main, "visualize", VisualizeConfig)
+
+
+if __name__ == "__main__":
+    command()

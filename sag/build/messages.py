@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -28,7 +27,7 @@ def sentence(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
         return _of_omegaconf(error, message)
-    if isinstance(error, torch.OutOfMemoryError):
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be imported
         return f"the memory of the GPU is full ({message[:200]}); the same command with a smaller batch_size continues"
     return message
 

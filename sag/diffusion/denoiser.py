@@ -79,6 +79,9 @@ class DenoiserLike(Protocol):
     def num_classes(self) -> int | None:
         """Number of labels, including the null label; None if the denoiser takes no labels."""
 
+    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+        """Return what the denoiser is told of samples with these labels (N,) and small images (N, C, h, w)."""
+
     def respace(self, steps: int | str) -> "DenoiserLike":
         """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
 

@@ -66,6 +66,10 @@ class GuidedDenoiser:
         """Number of labels of the inner denoiser."""
         return self.denoiser.num_classes
 
+    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+        """Return what the denoiser within is told of samples."""
+        return self.denoiser.condition(labels, low_res)
+
     def respace(self, steps: int | str) -> "GuidedDenoiser":
         """Return the same techniques with the inner denoiser respaced."""
         within = self.denoiser.respace(steps)
@@ -183,6 +187,9 @@ class _StandIn:
         self.diffusion, self.shape = denoiser.diffusion, denoiser.shape
         self.attention_layers, self.num_classes = denoiser.attention_layers, denoiser.num_classes
         self.asked = 0
+
+    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+        raise NotImplementedError
 
     def respace(self, steps: int | str) -> "_StandIn":
         raise NotImplementedError

@@ -17,6 +17,8 @@ from sag.data.levels import Images, eight_bits
 from sag.data.npz_images import NpzImages
 from sag.storage.folders import Folder
 
+FOLDER = "shards"  # in the folder of a run
+
 
 class DamagedShard(ValueError):
     """A shard whose content is not what was written. `name`: which."""

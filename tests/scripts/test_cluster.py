@@ -13,6 +13,7 @@ import pytest
 from helpers import ROOT, Zygote, allowed
 
 from sag.claims import this_process
+from sag.sampling import shards as shards_of_runs
 from scripts import status
 
 RUN = ["num_samples=12", "batch_size=2", "sampler.steps=2", "device=cpu"]
@@ -219,14 +220,14 @@ def test_the_status_of_a_run(zygote, run_script, tmp_path):
 
 
 def test_the_status_of_a_run_that_is_packed_meanwhile(zygote, run_script, tmp_path, monkeypatch):
-    out, read = tmp_path / "out", status.shards.read_shard
+    out, read = tmp_path / "out", shards_of_runs.read_shard
     interrupted(zygote, out)
 
     def packed_first(*arguments):
         assert zygote.wait(zygote.start(f"out={out}")) == 0, zygote.logs()
         return read(*arguments)
 
-    monkeypatch.setattr(status.shards, "read_shard", packed_first)
+    monkeypatch.setattr(shards_of_runs, "read_shard", packed_first)
     assert run_script(status.main, "status", status.StatusConfig, f"out={out}") == f"finished  {out}/{TARGET}\n"
 
 

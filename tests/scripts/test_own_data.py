@@ -9,10 +9,13 @@ import torch
 from helpers import TINY, small_unet
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
 from evaluations.study.results import Results
+from sag.build import compose
+from sag.build.messages import CONFIGS
 from sag.build.own_model import reference_of, sag_defaults
 from sag.checkpoints import load_checkpoint
 from sag.data import ArrayImages, eight_bits, from_values, open_images, to_values
@@ -21,7 +24,6 @@ from sag.diffusion import GaussianDiffusion
 from sag.models import UNet, UpsamplingUNet
 from sag.sampling.shards import read_samples
 from scripts import evaluate, make_reference, sample, train, visualize
-from scripts.common import CONFIGS, composed
 from scripts.rows import compose_row
 
 SIZE = (24, 16)
@@ -151,7 +153,7 @@ def settled():
     """Composes configs/sample.yaml as scripts/sample.py does."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        yield lambda *overrides: composed("sample", overrides, sample.SampleConfig)
+        yield lambda *overrides: compose("sample", overrides)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +263,11 @@ def test_flags_become_the_network_and_the_diffusion_that_they_describe(settled, 
     assert (model.name, model.reference, model.steps) == ("own_x", None, 250)
     line = flags.strip("'\"")
     with torch.device("meta"):
-        built = sample.instantiate(model.network, _convert_="all")
+        built = instantiate(model.network, _convert_="all")
         expected = (UpsamplingUNet if "large_size" in line else UNet).from_flags(line)
     assert type(built) is type(expected)
     assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
-    diffusion, from_flags = sample.instantiate(model.diffusion), GaussianDiffusion.from_flags(line)
+    diffusion, from_flags = instantiate(model.diffusion), GaussianDiffusion.from_flags(line)
     assert np.array_equal(diffusion.schedule.betas, from_flags.schedule.betas)
     assert np.array_equal(diffusion.schedule.tau, from_flags.schedule.tau)
     for name in ("variance", "prediction", "clip_denoised"):

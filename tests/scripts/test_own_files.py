@@ -15,6 +15,7 @@ from PIL import Image
 
 from evaluations.study.results import Results, Run
 from sag.checkpoints import load_checkpoint
+from sag.sampling import Job, runner
 from scripts import benchmark, bundle, demo, evaluate, make_reference, report, reproduce, sample, train, visualize
 
 QUICK = ["num_samples=6", "batch_size=4", "sampler.steps=2", "device=cpu"]
@@ -37,12 +38,12 @@ def put(folder, *names):
 @pytest.fixture
 def sampled(run_script, monkeypatch):
     """Run scripts/sample.py; returns the rows that were made and what was printed."""
-    make = sample.make
+    make = Job.make
 
     def call(*arguments):
         rows = []
         with monkeypatch.context() as counting:
-            counting.setattr(sample, "make", lambda job, own, watch: rows.extend(own) or make(job, own, watch))
+            counting.setattr(Job, "make", lambda job, own, watch: rows.extend(own) or make(job, own, watch))
             printed = run_script(sample.main, "sample", sample.SampleConfig, *arguments)
         return rows, printed
 
@@ -51,11 +52,11 @@ def sampled(run_script, monkeypatch):
 
 @pytest.fixture
 def killed(sampled, monkeypatch):
-    """Run scripts/sample.py up to a function of `sag.storage`."""
+    """Run scripts/sample.py up to a function of `sag.sampling.shards`."""
 
     def call(moment, *arguments):
         with monkeypatch.context() as dying:
-            dying.setattr(sample.shards, moment, lambda *arguments: sys.exit("killed"))
+            dying.setattr(runner.shards, moment, lambda *arguments: sys.exit("killed"))
             with pytest.raises(SystemExit, match="killed"):
                 sampled(*arguments)
 
@@ -177,14 +178,14 @@ def test_a_config_edited_by_hand_stays_as_it_is(sampled, tmp_path):
 
 def equal(monkeypatch, groups):
     """Have the samples of each group be equal."""
-    make = sample.make
+    make = Job.make
     first = {row: min(group) for group in groups for row in group}
 
     def repeating(job, rows, watch):
         found = make(job, [first.get(row, row) for row in rows], watch)
         return found
 
-    monkeypatch.setattr(sample, "make", repeating)
+    monkeypatch.setattr(Job, "make", repeating)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from evaluations.study.results import Results
+from sag.build import identity
+from sag.build.messages import CONFIGS
+from sag.build.objects import guidance as build_guidance
 from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
 from sag.guidance import GuidedDenoiser
 from sag.noise import SampleNoise
-from scripts import reproduce, sample
-from scripts.common import CONFIGS, build_guidance
+from scripts import reproduce
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
@@ -122,7 +124,7 @@ def test_published_settings_are_those_of_the_papers(experiments):
             assert cfg.guidance.sag.heads == ("released" if name.endswith("_released") else True)
             twin = copy.deepcopy(experiments[name.removesuffix("_released")])
             twin.guidance.sag.heads = cfg.guidance.sag.heads
-            assert sample.identity(twin) == sample.identity(cfg)
+            assert identity(twin) == identity(cfg)
 
 
 def test_every_experiment_stands_in_a_table_and_every_row_composes(composed):

@@ -14,7 +14,9 @@ from helpers import GOLDEN, ROOT, small_classifier, small_unet
 from PIL import Image
 from safetensors.torch import save_file
 
+import sag
 from sag.checkpoints import load_checkpoint
+from sag.sampling import runner
 from scripts import sample
 
 QUICK = ["num_samples=3", "batch_size=2", "sampler.steps=2", "device=cpu"]
@@ -96,7 +98,7 @@ def test_the_same_command_twice_gives_the_same_bytes_and_chosen_indices_the_same
 
 def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, monkeypatch):
     script(*QUICK, f"out={tmp_path / 'whole'}")
-    write, shards = sample.shards.write_shard, []
+    write, shards = runner.shards.write_shard, []
 
     def dies_at_the_second(folder, name, shard):
         if shards:
@@ -104,11 +106,11 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
         shards.append(name)
         write(folder, name, shard)
 
-    monkeypatch.setattr(sample.shards, "write_shard", dies_at_the_second)
+    monkeypatch.setattr(runner.shards, "write_shard", dies_at_the_second)
     with pytest.raises(SystemExit, match="no space left"):
         script(*QUICK, f"out={tmp_path / 'killed'}")
     assert not list((tmp_path / "killed").glob("*.npz"))
-    monkeypatch.setattr(sample.shards, "write_shard", write)
+    monkeypatch.setattr(runner.shards, "write_shard", write)
     script(*QUICK, f"out={tmp_path / 'killed'}")
     assert not (tmp_path / "killed/shards").exists()
     assert only(tmp_path / "killed", "*.npz").read_bytes() == only(tmp_path / "whole", "*.npz").read_bytes()
@@ -117,17 +119,17 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
 
 @pytest.fixture
 def meanwhile(script, tmp_path, monkeypatch):
-    """Continue a run in which one of two shards is there; just before a function of `sag.storage` something else happens."""
+    """Continue a run in which one of two shards is there; something else happens just before a function of `shards`."""
 
     def run(moment, happens):
         script(*QUICK, f"out={tmp_path / 'whole'}")
         out = tmp_path / "out"
         with monkeypatch.context() as killed:
-            killed.setattr(sample.shards, "pack", lambda *arguments: sys.exit("killed"))
+            killed.setattr(runner.shards, "pack", lambda *arguments: sys.exit("killed"))
             with pytest.raises(SystemExit, match="killed"):
                 script(*QUICK, f"out={out}")
         (out / "shards/00000002-00000002.npz").unlink()
-        function, happened = getattr(sample.shards, moment), []
+        function, happened = getattr(runner.shards, moment), []
 
         def interrupted(*arguments):
             if not happened:
@@ -135,7 +137,7 @@ def meanwhile(script, tmp_path, monkeypatch):
                 happens(out)
             return function(*arguments)
 
-        monkeypatch.setattr(sample.shards, moment, interrupted)
+        monkeypatch.setattr(runner.shards, moment, interrupted)
         script(*QUICK, f"out={out}")
         assert happened
         assert {file.name for file in out.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
@@ -165,7 +167,7 @@ def test_a_shard_that_another_process_removes_meanwhile_is_made_again(meanwhile,
 def test_a_run_on_a_blob_store_writes_the_same_bytes_and_continues(script, bucket, tmp_path, monkeypatch):
     script(*QUICK, f"out={tmp_path / 'local'}")
     with monkeypatch.context() as killed:
-        killed.setattr(sample.shards, "pack", lambda *arguments: sys.exit("killed"))
+        killed.setattr(runner.shards, "pack", lambda *arguments: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             script(*QUICK, f"out={bucket}")
     assert bucket.names("shards") == {"00000000-00000001.npz", "00000002-00000002.npz"}
@@ -189,14 +191,14 @@ def test_other_settings_are_refused_and_named(script, tmp_path):
 
 
 def test_a_run_of_other_settings_that_finished_meanwhile_is_not_taken_for_this_one(script, tmp_path, monkeypatch):
-    prepare = sample.prepare
+    build = sag.build.job
 
     def while_another_run_finishes(cfg):
-        monkeypatch.setattr(sample, "prepare", prepare)
+        monkeypatch.setattr(sag.build, "job", build)
         script(*QUICK, f"out={tmp_path / 'out'}", "seed=1")
-        return prepare(cfg)
+        return build(cfg)
 
-    monkeypatch.setattr(sample, "prepare", while_another_run_finishes)
+    monkeypatch.setattr(sag.build, "job", while_another_run_finishes)
     with pytest.raises(SystemExit, match=r"holds results of other settings.*: seed \(1 there, 0 here\)$"):
         script(*QUICK, f"out={tmp_path / 'out'}")
 

@@ -1,0 +1,70 @@
+"""From the config of scripts/evaluate.py to scores: the only module of evaluations, apart from the study, that knows Hydra."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from evaluations.metrics import SETTINGS
+from evaluations.published import Published
+from evaluations.score_files import Scored, find_samples, missing_reference, recorded_model, score_files
+from sag.build.own_model import reference_of
+from sag.distributed import Process
+
+
+def published(node: DictConfig | None) -> Published | None:
+    """The published numbers of the config, their keys and types checked."""
+    found: Any = None if node is None else OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), node))
+    return found if isinstance(found, Published) else None
+
+
+def _check_lent_reference(given: str | None, samples: Path) -> None:
+    """Raise a ValueError if the only reference is that of a config which only lent the model its name."""
+    model = recorded_model(samples)
+    if given is None and model is not None and model.get("reference") and reference_of(OmegaConf.create(model)) is None:
+        raise ValueError(missing_reference(samples))
+
+
+def score(cfg: DictConfig, process: Process | None = None, progress: bool = False) -> Scored | None:
+    """Score samples as a config says.
+
+    Example:
+        >>> import numpy as np
+        >>> import sag
+        >>> from evaluations import build
+        >>> from evaluations.fashion import REFERENCE
+        >>> with np.load(REFERENCE) as arrays:
+        ...     np.savez("images.npz", arr_0=arrays["arr_0"][:300])
+        >>> cfg = sag.compose("evaluate", ["samples=images.npz", "reference=fashion_mnist", "metrics=[fid]", "device=cpu"])
+        >>> scored = build.score(cfg)
+        >>> scored.count, list(scored.values)
+        (300, ['fid'])
+
+    Args:
+        cfg: Composed from configs/evaluate.yaml.
+        process: See `score_files`.
+        progress: See `score_files`.
+
+    Returns:
+        The scores; None in all processes but the main one.
+
+    Raises:
+        ValueError: See `score_files`.
+        OSError: See `score_files`.
+    """
+    samples = find_samples(cfg.samples)
+    _check_lent_reference(cfg.reference, samples)
+    return score_files(
+        samples,
+        cfg.reference,
+        metrics=list(cfg.metrics),
+        settings={name: cfg[name] for name in SETTINGS},
+        extractor=None if cfg.extractor is None else instantiate(cfg.extractor),
+        published=published(cfg.published),
+        device=cfg.device,
+        batch_size=cfg.batch_size,
+        out=cfg.out,
+        process=process,
+        progress=progress,
+    )

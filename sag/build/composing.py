@@ -1,0 +1,175 @@
+"""Configs: a name and overrides in, a checked config out."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sag.build.arguments import quote, read_overrides
+from sag.build.checks import check_settings, check_targets
+from sag.build.messages import CONFIGS, check_choices, choices, explain, missing, unknown_choice, unknown_keys
+from sag.build.own_model import settle
+from sag.build.sample_config import SampleConfig
+from sag.records import LAYOUT, fingerprint
+
+logger = logging.getLogger(__name__)
+UNSETTLING = ("out", "device", "duplicates", "published")  # keys that determine nothing about the samples
+_SCHEMAS: dict[str, type] = {}
+
+
+def register(config_name: str, schema: type) -> None:
+    """Make a dataclass of the keys of a config known, so that `compose` and Hydra check them.
+
+    Args:
+        config_name: The config, a file in configs/.
+        schema: The dataclass.
+    """
+    _SCHEMAS[config_name] = schema
+    ConfigStore.instance().store(f"{config_name}_schema", schema)
+
+
+def schema_of(config_name: str) -> type:
+    """Return the dataclass of a config's keys.
+
+    Raises:
+        ValueError: If no such config is known.
+    """
+    if config_name not in _SCHEMAS:
+        raise ValueError(f"there is no config {config_name!r} to compose; known are {', '.join(sorted(_SCHEMAS))}")
+    return _SCHEMAS[config_name]
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose a config as the program of the same name does.
+
+    Example:
+        >>> import sag
+        >>> cfg = sag.compose("sample", ["model=fashion32", "guidance=[sag]", "num_samples=16"])
+        >>> cfg.num_samples, cfg.sampler.steps
+        (16, 50)
+
+    Args:
+        config_name: "sample", or another config in configs/ that is registered.
+        overrides: As on the command line of the program: "key=value".
+        config_dir: A folder with configs of your own, laid out as configs/.
+
+    Returns:
+        The config, checked.
+
+    Raises:
+        ValueError: If an override cannot be read, does not fit, or something is missing.
+    """
+    schema = schema_of(config_name)
+    readable = read_overrides(overrides, schema)
+    with _configs():
+        check_choices(readable)
+        places = [] if config_dir is None else [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).absolute()}')}]"]
+        try:
+            cfg = hydra_compose(config_name, [*places, *readable], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error, config_name, schema, readable)) from error
+        of_hydra = cfg.hydra
+        with open_dict(cfg):
+            del cfg["hydra"]
+        check_keys(cfg, config_name, of_hydra)
+        settle_config(cfg, config_name, of_hydra)
+    return cfg
+
+
+def check_keys(cfg: DictConfig, config_name: str, of_hydra: Any) -> None:
+    """Check which keys a composed config has.
+
+    Args:
+        cfg: The config.
+        config_name: Its name.
+        of_hydra: What Hydra knows of the composition.
+
+    Raises:
+        ValueError: If the program does not know a key, a key was removed, or there is no such classifier.
+    """
+    overrides: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    known = [field.name for field in dataclasses.fields(schema_of(config_name))]
+    unknown = [str(key) for key in cfg if key not in known]
+    if unknown:
+        raise ValueError(unknown_keys(unknown, config_name, overrides))
+    removed = [key for key in known if key not in list(cfg)]
+    if removed:
+        raise ValueError(f"~{removed[0]} removes a key that the program needs")
+    if cfg.get("classifier") is None and any(override.startswith("classifier=") for override in overrides):
+        raise ValueError(unknown_choice("classifier", of_hydra.runtime.choices["classifier"], choices("classifier")))
+
+
+def settle_config(cfg: DictConfig, config_name: str, of_hydra: Any) -> None:
+    """Check the values of a composed config and settle its model; what a user should know of the model is logged.
+
+    Args:
+        cfg: The config, which is changed.
+        config_name: Its name.
+        of_hydra: What Hydra knows of the composition.
+
+    Raises:
+        ValueError: If a value does not fit or is missing.
+    """
+    overrides: Any = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    names = of_hydra.runtime.choices
+    check_settings(cfg)
+    if OmegaConf.is_dict(cfg.get("model")) and OmegaConf.is_missing(cfg.model, "flags"):  # other keys refer to what they give
+        raise ValueError(missing("model.flags", config_name, names))
+    notes = settle(cfg, names, overrides)
+    without = sorted(OmegaConf.missing_keys(cfg))
+    if without:
+        raise ValueError(missing(without[0], config_name, names))
+    check_targets(cfg)
+    for note in notes:
+        logger.info("%s", note)
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that determine the samples: all but where a run works, what it refuses, and published numbers.
+
+    Args:
+        cfg: Composed from configs/sample.yaml.
+    """
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in settings.items() if key not in UNSETTLING}
+
+
+def shared_key(cfg: DictConfig) -> str:
+    """Return the hash of the settings that runs on one folder share: `Job.key` without building the job.
+
+    Args:
+        cfg: Composed from configs/sample.yaml.
+    """
+    return fingerprint({key: value for key, value in identity(cfg).items() if key not in LAYOUT})
+
+
+def out_folder(cfg: DictConfig) -> str:
+    """Return `out`, or the name of a folder under outputs/ that follows from the settings.
+
+    Args:
+        cfg: Composed from configs/sample.yaml.
+    """
+    return cfg.out or f"outputs/{cfg.model.name}-{'+'.join(cfg.guidance) or 'none'}-{shared_key(cfg)[:8]}"
+
+
+def _configs() -> AbstractContextManager[Any]:
+    """Look for configs in configs/; within a program, as it does, in the folder of --config-dir too."""
+    hydra = GlobalHydra.instance()
+    if hydra.is_initialized():
+        places = [element.path or "" for element in hydra.config_loader().get_search_path().get_path()]
+        if any(place.removeprefix("file://") == str(CONFIGS) for place in places):
+            return nullcontext()
+    return initialize_config_dir(str(CONFIGS), version_base="1.3")
+
+
+register("sample", SampleConfig)

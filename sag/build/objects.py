@@ -1,0 +1,261 @@
+"""What configs describe: networks with their weights, denoisers, guidance methods, and jobs."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sag.build.composing import identity
+from sag.build.messages import CONFIGS, choices
+from sag.checkpoints import CheckpointMismatch, load_network
+from sag.data import ImageSource, NpzImages, SelectedImages
+from sag.devices import PRECISIONS, pick_device
+from sag.diffusion import Denoiser
+from sag.guidance import ClassifierGuidance, Guidance
+from sag.models import Classifier, UNet, UpsamplingUNet
+from sag.noise import sample_labels
+from sag.sampling.job import Job, check_batch_size, check_indices
+from sag.storage import CacheError
+
+logger = logging.getLogger(__name__)
+
+
+def network(node: DictConfig, device: torch.device, precision: str = "float32", compiled: bool = False) -> Any:
+    """Build a network and load its weights.
+
+    Args:
+        node: A config of the group model or classifier: `network` and `checkpoint`.
+        device: Where the network goes.
+        precision: "float32", "bfloat16" or "float16".
+        compiled: Whether it is compiled at its first call.
+
+    Raises:
+        ValueError: If there are no weights, or they do not fit; the message names the configs that they do fit.
+        OSError: If the weights cannot be fetched; the message has their size and the command that fetches them.
+    """
+    if node.checkpoint is None:
+        raise ValueError(f"{node._get_full_key('checkpoint')} is missing: the file or address of the weights")
+    with torch.device("meta"):
+        built = instantiate(node.network, _convert_="all")
+    try:
+        notes = load_network(built, node.checkpoint)
+    except CheckpointMismatch as error:
+        fitting = _fitting_configs(error.shapes)
+        advice = f"its entries fit {' or '.join(fitting)}" if fitting else "no config in configs/ has these entries"
+        raise ValueError(f"{error}; {advice}") from error
+    except OSError as error:
+        if "://" not in node.checkpoint or isinstance(error, CacheError):
+            raise
+        size = sum(4 * value.numel() for value in built.state_dict().values()) / 1e9
+        raise OSError(
+            f"{error}; where there is one, python scripts/download.py what=[{node.name}] fetches the {size:.2f} GB"
+        ) from error
+    log_notes(node.checkpoint, notes)
+    set_up(built, device, precision, compiled)
+    return built
+
+
+def log_notes(checkpoint: str, notes: Sequence[str]) -> None:
+    """Log how weights were found in a file that holds more."""
+    if notes:
+        logger.info("weights of %s: %s", checkpoint, "; ".join(notes))
+
+
+def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:
+    """Move a network to its device and precision, and compile it if asked."""
+    network.set_precision(PRECISIONS[precision])
+    network.to(device)
+    if compiled:
+        network.compile()
+
+
+def guidance(node: Mapping[str, DictConfig], load: Callable[[DictConfig], Any]) -> list[Guidance]:
+    """Build the techniques of the config list `guidance`, in its order.
+
+    Args:
+        node: Their configs, by name.
+        load: Builds a network that a technique names, such as a classifier.
+
+    Raises:
+        ValueError: If a technique names a network which is not configured, or an argument is out of range.
+    """
+    techniques = []
+    for name, arguments in node.items():
+        networks = {}
+        for key, value in arguments.items():
+            if value is None:
+                names = ", ".join(choices(str(key)))
+                raise ValueError(
+                    f"guidance {name!r} needs a {key!s}, and this model comes with none; add {key!s}=... (one of {names})"
+                )
+            if OmegaConf.is_dict(value) and "checkpoint" in value:
+                networks[str(key)] = load(value)
+        rest = {key: value for key, value in arguments.items() if key not in networks}
+        techniques.append(instantiate(rest, _convert_="all", **networks))
+    return techniques
+
+
+def denoiser(cfg: DictConfig) -> Denoiser:
+    """Build the model of a config, without guidance, and load its weights.
+
+    Example:
+        >>> import sag
+        >>> sag.build.denoiser(sag.compose("sample", ["model=fashion32", "device=cpu"])).shape
+        (1, 32, 32)
+
+    Args:
+        cfg: Composed from configs/sample.yaml.
+
+    Raises:
+        ValueError: If device, precision, network or weights do not fit.
+        OSError: If the weights cannot be fetched.
+    """
+    device = pick_device(cfg.device, cfg.precision)
+    built = network(cfg.model, device, cfg.precision, cfg.compile)
+    return Denoiser(built, instantiate(cfg.model.diffusion), cfg.model.null_label)
+
+
+def job(cfg: DictConfig) -> Job:
+    """Load and check all that a config names.
+
+    Example:
+        >>> import sag
+        >>> job = sag.build.job(sag.compose("sample", ["num_samples=16", "batch_size=8", "device=cpu"]))
+        >>> len(job.indices), len(job.shards), job.target
+        (16, 2, 'samples_16x32x32x3.npz')
+
+    Args:
+        cfg: Composed from configs/sample.yaml.
+
+    Returns:
+        What `sag.sampling.run` takes.
+
+    Raises:
+        ValueError: If something cannot be sampled.
+        OSError: If a file cannot be read or fetched.
+    """
+    indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
+    model = denoiser(cfg)
+    model.respace(cfg.sampler.steps)  # steps that the schedule cannot have are refused before anything else is loaded
+    techniques = guidance(cfg.guidance, lambda node: network(node, device, cfg.precision, cfg.compile))
+    low_res, low_res_labels = _read_low_res(cfg, model.network, indices)
+    return Job(
+        model,
+        identity(cfg),
+        indices,
+        techniques,
+        instantiate(cfg.sampler),
+        cfg.seed,
+        low_res_labels or choose_labels(cfg, indices, model, techniques),
+        low_res,
+        image_size(model.network, cfg.size),
+        cfg.bits,
+        cfg.batch_size,
+        cfg.duplicates,
+        device,
+    )
+
+
+def choose_indices(cfg: DictConfig) -> list[int]:
+    """Return which samples a config asks for.
+
+    Raises:
+        ValueError: If there are none, one is negative or repeated, or the batch size is impossible.
+    """
+    check_batch_size(cfg.batch_size)
+    if cfg.indices is None:
+        if cfg.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {cfg.num_samples}")
+        return list(range(cfg.num_samples))
+    check_indices(cfg.indices)
+    return list(cfg.indices)
+
+
+def image_size(network: Any, size: Sequence[int] | None) -> tuple[int, int]:
+    """Return (height, width) in pixels: those of a config's `size`, or the network's own square.
+
+    Raises:
+        ValueError: If these are not two numbers, or the network cannot halve such a size as often as it does.
+    """
+    if size is None:
+        return network.image_size, network.image_size
+    factor = network.image_size // getattr(network, "lowest_resolution", network.image_size)
+    if len(size) != 2 or min(size) < 1 or any(length % factor for length in size):
+        raise ValueError(f"size must be [height,width] in pixels, both divisible by {factor} here, got {list(size)}")
+    return size[0], size[1]
+
+
+def choose_labels(
+    cfg: DictConfig, indices: Sequence[int], denoiser: Denoiser, guidance: Sequence[Guidance]
+) -> list[int] | None:
+    """Return the labels of the samples, or None where neither network nor guidance has classes.
+
+    Raises:
+        ValueError: If labels are out of range, or networks disagree on the number of classes.
+    """
+    network = denoiser.network
+    classes = {} if network.num_classes is None else {"the model": network.num_classes - (denoiser.null_label is not None)}
+    for g in guidance:
+        if isinstance(g, ClassifierGuidance):
+            classes["the classifier"] = g.classifier.num_classes
+    if len(set(classes.values())) > 1:
+        model, classifier = classes.values()
+        raise ValueError(f"the model has {model} classes, but the classifier {classifier}; choose another classifier=")
+    labels: Any = OmegaConf.to_object(cfg.labels) if OmegaConf.is_list(cfg.labels) else cfg.labels
+    if not classes:
+        if labels not in ("random", "none"):
+            raise ValueError(f"this model is unconditional: labels={labels} has no use; leave it out")
+        return None
+    chosen = sample_labels(labels, cfg.seed, indices, next(iter(classes.values())))
+    if chosen is None and "the classifier" in classes:
+        raise ValueError("labels=none leaves classifier guidance without a class to guide to; leave one of them out")
+    if chosen is None and network.num_classes is not None:
+        if denoiser.null_label is None:
+            raise ValueError("labels=none needs a model with a null class; this one is class-conditional only")
+        return [denoiser.null_label] * len(indices)
+    return chosen
+
+
+def _read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[ImageSource | None, list[int] | None]:
+    """Return the low-resolution images (and labels) of the samples for an upsampling model, else (None, None).
+
+    Raises:
+        ValueError: If low_res is missing, is not wanted, has fewer images than are asked for, or has unknown labels.
+    """
+    upsampling = isinstance(network, UpsamplingUNet)
+    if upsampling != (cfg.low_res is not None):
+        raise ValueError(
+            "an upsampling model needs low_res=samples.npz, the low-resolution samples to enlarge"
+            if upsampling
+            else f"low_res={cfg.low_res} is for upsampling models (model=adm_upsample_64_256, ...) only"
+        )
+    if not upsampling:
+        return None, None
+    images = NpzImages(cfg.low_res)
+    labels = images.labels()
+    if max(indices) >= len(images):
+        raise ValueError(
+            f"{cfg.low_res} holds {len(images)} images, but sample {max(indices)} is asked for; set num_samples={len(images)}"
+        )
+    if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
+        raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of {cfg.model.name}")
+    rows = np.asarray(indices)
+    return SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
+
+
+def _fitting_configs(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    fitting = []
+    for group in ("model", "classifier"):
+        for file in sorted((CONFIGS / group).glob("*.yaml")):
+            config = OmegaConf.load(file)
+            if "network" not in config:
+                continue
+            with torch.device("meta"):
+                built = instantiate(config.network, _convert_="all")
+            if shapes == {name: tuple(value.shape) for name, value in built.state_dict().items()}:
+                fitting.append(f"{group}={file.stem}")
+    return fitting

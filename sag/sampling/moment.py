@@ -1,0 +1,120 @@
+"""What Self-Attention Guidance sees and does at some steps of a run, as arrays."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sag.data import Images
+from sag.data.tensors import quantise
+from sag.diffusion import Condition, DenoiserLike, sample
+from sag.guidance import GuidanceState, GuidedDenoiser, SelfAttentionGuidance
+from sag.noise import SampleNoise
+from sag.sampling.job import Job
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step as SAG sees it, for n samples.
+
+    Attributes:
+        time: t / T.
+        clean: (n, H, W, 3) uint8, the predicted clean image.
+        mask: (n, H, W) bool, where the clean image is blurred.
+        degraded: (n, H, W, 3) uint8, what SAG makes of the clean image.
+        difference: (n, H, W) float32, the root mean square over channels of eps - eps_weak.
+    """
+
+    time: float
+    clean: Images
+    mask: NDArray[np.bool_]
+    degraded: Images
+    difference: NDArray[np.float32]
+
+
+@torch.no_grad()
+def moments(job: Job, layers: Sequence[str] | None = None, count: int = 10) -> dict[str, list[Moment]]:
+    """Sample, and look through SAG at some of the steps.
+
+    Example:
+        >>> import sag
+        >>> job = sag.build.job(sag.compose("sample", ["indices=[3]", "sampler.steps=4", "device=cpu"]))
+        >>> [moment.mask.shape for moment in sag.sampling.moments(job, ["middle"], count=2)["middle"]]
+        [(1, 32, 32), (1, 32, 32)]
+
+    Args:
+        job: The samples; all of them are made at once.
+        layers: The attention layers to look through; None is that of the job's SAG.
+        count: How many steps, evenly spread from the first to the last.
+
+    Returns:
+        The moments by layer, in the order of the steps.
+
+    Raises:
+        ValueError: If the job has no SAG, a layer does not exist, or count is less than 1.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"moments must be at least 1, got {count!r}")
+    own = next((g for g in job.guidance if isinstance(g, SelfAttentionGuidance)), None)
+    if own is None:
+        raise ValueError("there is nothing to see without SAG; add sag to guidance=[...]")
+    denoiser = job.denoiser.respace(job.sampler.steps)
+    lenses = {layer: _through(own, layer) for layer in layers or [own.layer]}
+    for lens in lenses.values():
+        lens.check(denoiser)
+    condition = job.condition(range(len(job.indices)))
+    noise = SampleNoise(job.seed, job.indices, job.shape, job.device)
+    states = _trajectory(job, GuidedDenoiser(denoiser, job.guidance, noise.mask), noise, condition, count)
+    return {
+        layer: [_observe(denoiser, lens, x_t, t, condition, noise) for t, x_t in states.items()]
+        for layer, lens in lenses.items()
+    }
+
+
+def _through(sag: SelfAttentionGuidance, layer: str) -> SelfAttentionGuidance:
+    """Return the same technique, reading another layer."""
+    other = copy.copy(sag)
+    other.layer = layer
+    other.capture = (layer,) if sag.capture else ()
+    return other
+
+
+def _trajectory(job: Job, denoiser: GuidedDenoiser, noise: SampleNoise, condition: Condition, count: int) -> dict[int, Tensor]:
+    """Return x_t at `count` steps t, evenly spread from the first to the last."""
+    steps = len(denoiser.diffusion.schedule)
+    wanted = set(np.linspace(steps - 1, 0, min(count, steps)).round().astype(int).tolist())
+    x_t, found = noise.initial(), {}
+    for step in sample(denoiser, job.sampler, x_t, condition, noise=noise.step):
+        if step.t in wanted:
+            found[step.t] = x_t
+        x_t = step.x
+    return found
+
+
+def _observe(
+    denoiser: DenoiserLike, sag: SelfAttentionGuidance, x_t: Tensor, t: int, condition: Condition, noise: SampleNoise
+) -> Moment:
+    """Return what `sag` does at x_t, whether it is on there or not."""
+    state = GuidanceState(denoiser, x_t, t, condition, [sag], random=noise.mask)
+    eps = state.prediction(sag.branch).eps
+    clean, blurred = sag.clean_and_blurred(state)
+    mask = sag.mask(state, clean, blurred)
+    factors = [large // small for large, small in zip(clean.shape[2:], mask.shape[1:], strict=True)]
+    x_t_weak = sag.degrade(state)
+    weak = denoiser(x_t_weak, t, state.condition(sag.branch)).eps
+    return Moment(
+        float(denoiser.diffusion.schedule.time[t]),
+        _rgb(clean),
+        mask.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2).cpu().numpy(),
+        _rgb(denoiser.diffusion.x0_from_eps(x_t_weak, t, eps)),
+        (eps - weak).square().mean(1).sqrt().cpu().numpy(),
+    )
+
+
+def _rgb(x: Tensor) -> Images:
+    """Return images (N, C, H, W) in [-1, 1] as pictures: the first three channels, or the first one in grey."""
+    return quantise(x[:, :3] if x.shape[1] >= 3 else x[:, :1])
