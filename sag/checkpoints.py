@@ -1,4 +1,4 @@
-"""Weights: found on disk, bundled with the package, or downloaded once; then found within the file that a trainer wrote."""
+"""Loading weights: finding the file (local, bundled or remote), and finding the weights in what a trainer wrote."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ from sag.storage.tensors import read_tensors
 
 BUNDLED = Path(__file__).parent / "weights"
 PREFIXES = (
-    *("module", "_orig_mod", "_fsdp_wrapped_module"),  # of PyTorch: DDP, compile, FSDP
+    *("module", "_orig_mod", "_fsdp_wrapped_module"),  # PyTorch's own: DDP, compile, FSDP
     *("model", "ema", "ema_model", "model_ema", "online_model", "network", "net", "unet", "denoiser", "diffusion_model"),
 )
-"""What trainers put before the names of all weights, followed by a dot."""
+"""Prefixes that trainers put before the names of all weights, with a dot after them."""
 COUNTERS = ("step", "steps", "global_step", "iteration", "iter", "epoch", "version", "initted", "decay", "n_averaged",
             "num_updates", "num_batches_tracked")  # fmt: skip
-"""Single numbers that trainers keep among the weights and no network of this project has."""
+"""Names of single numbers that trainers save among the weights. No network of this project has them."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _RAW = ("state_dict", "model_state_dict", "model", "params", "net", "network", "module", "weights")
 _EMA = re.compile(r"(^|_)ema(_|\d|$)|shadow_params")
-_DEPTH = 5  # mappings within mappings; more are not looked into
+_DEPTH = 5  # mappings that are nested more deeply are not searched
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,9 +35,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Checkpoint:
     """The weights in a file.
 
-    Args:
-        state: tensors by name, on the CPU, in the dtype they were stored in.
-        notes: what was chosen, removed or left out to find them; empty if the file holds nothing else.
+    Attributes:
+        state: Tensors by name, on the CPU, in their stored dtype.
+        notes: What was chosen, removed or left out to find them; empty if the file has nothing else.
     """
 
     state: dict[str, Tensor]
@@ -45,7 +45,11 @@ class Checkpoint:
 
 
 class CheckpointMismatch(ValueError):
-    """The entries of a file are not those of the network. `shapes`: what the file holds, by name, without prefixes."""
+    """The weights in a file do not fit the network.
+
+    Attributes:
+        shapes: Shapes of the weights in the file, by name, without prefixes.
+    """
 
     def __init__(self, message: str, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__(message)
@@ -53,27 +57,30 @@ class CheckpointMismatch(ValueError):
 
 
 def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
-    """Read the weights that a file holds, as torch.save or safetensors stores them.
+    """Read weights from a file of torch.save or safetensors.
 
-    Wrappers, prefixes and counters of common trainers are removed. Of several sets of weights those that fit are taken, and
-    of these the averaged ones (EMA). What would be a guess is an error.
+    Wrappers, prefixes and counters of common trainers are removed. If there are several sets of weights, those that fit are
+    used, and averaged weights (EMA) before others. Ambiguous files are errors.
 
     Args:
-        source: the name of a bundled model ("fashion32"), a path, an http(s) address, or a gs:// or az:// address, which
-            blobfile reads with its credentials. Remote files are downloaded once.
-        shapes: the shapes of the network's weights by name; None if they are not known.
+        source: The name of a bundled model ("fashion32"), a path, an http(s) address, or a gs:// or az:// address, for which
+            blobfile finds the credentials. Remote files are downloaded once.
+        shapes: Shapes of the network's weights, by name; None if they are unknown.
+
+    Returns:
+        The weights.
 
     Raises:
-        OSError: no such file, one that cannot be read, or a download that failed.
-        CheckpointMismatch: names or shapes differ from `shapes`; says which.
-        ValueError: a damaged file, an optimizer's file, weights that are not finite floating-point numbers, or several sets
-            of weights.
+        OSError: If the file does not exist, cannot be read, or cannot be downloaded.
+        CheckpointMismatch: If names or shapes differ from `shapes`. The message lists the differences.
+        ValueError: If the file is damaged, belongs to an optimizer, or has several sets of weights, or if weights are not
+            finite floating-point numbers.
     """
     path = _locate(source)
     name = f"checkpoint {source}" + (f" (in {path})" if "://" in source else "")
     content = read_tensors(path, name)
     if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
-        raise ValueError(f"{name} is the state of an optimizer; give the model*.pt or ema_*.pt file saved beside it")
+        raise ValueError(f"{name} is the state of an optimizer; give the model*.pt or ema_*.pt file of the same folder")
     found = [_reduce(weights, shapes) for weights in _sets(content, name)]
     if not found:
         raise ValueError(f"{name} is not a state dict of names and tensors; it holds: {_holds(content)}")
@@ -88,22 +95,24 @@ def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
 
 
 def load_checkpoint(source: str) -> dict[str, Tensor]:
-    """The weights of `read_checkpoint`, without a word about how they were found."""
+    """Read weights without the notes of `read_checkpoint`, which describes the argument and the errors."""
     return read_checkpoint(source).state
 
 
 def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
-    """Give `network` (which may be on the meta device) the weights of `source`, as float32.
+    """Load weights into a network, as float32.
 
     Args:
-        network: receives the weights.
-        source: see `read_checkpoint`.
+        network: The network. It may be on the meta device.
+        source: See `read_checkpoint`.
 
     Returns:
-        What was chosen, removed or left out; see `Checkpoint`.
+        The notes of `Checkpoint`.
 
     Raises:
-        OSError, CheckpointMismatch, ValueError: see `read_checkpoint`.
+        OSError: See `read_checkpoint`.
+        CheckpointMismatch: See `read_checkpoint`.
+        ValueError: See `read_checkpoint`.
     """
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     checkpoint = read_checkpoint(source, shapes)
@@ -112,7 +121,7 @@ def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
 
 
 def load_network(network: UNet | Classifier, source: str) -> tuple[str, ...]:
-    """As `load_weights`; the network is then in float32, frozen, in eval mode."""
+    """Load weights with `load_weights`, and leave the network in float32, frozen and in eval mode."""
     notes = load_weights(network, source)
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)
@@ -150,8 +159,12 @@ def _holds(content: Any) -> str:
 class _Weights:
     """One set of weights in a file.
 
-    path: the keys that lead to it. removed: prefixes, outermost first. left_out: names. compiled: _orig_mod. was removed from
-    within names.
+    Attributes:
+        path: The keys that lead to it.
+        tensors: Tensors by name.
+        removed: Prefixes that were removed, outermost first.
+        left_out: Names of the entries that were left out.
+        compiled: Whether _orig_mod. was removed from the middle of names.
     """
 
     path: tuple[str, ...]
@@ -170,7 +183,7 @@ class _Weights:
 
     @property
     def rank(self) -> int:
-        """Lower ones are preferred: averages, then what trainers call the model."""
+        """The priority of this set, lowest first: averages, then usual names of the model, then others."""
         if any(_EMA.search(key.lower()) for key in self.path):
             return 0
         return 1 if not self.path or self.path[-1] in _RAW else 2
@@ -185,14 +198,14 @@ class _Weights:
         if self.removed:
             found.append(f"prefix {'.'.join(self.removed)}. removed")
         if self.compiled:
-            found.append("_orig_mod. removed from within names")
+            found.append("_orig_mod. removed from the middle of names")
         if self.left_out:
             found.append(f"left out: {_some(self.left_out)}")
         return tuple(found)
 
 
 def _sets(content: Any, name: str) -> list[_Weights]:
-    """All sets of weights in what a file holds."""
+    """Find all sets of weights in the content of a file."""
     named, unnamed = [], []
     for path, node in _nodes(content, (), set()):
         if isinstance(node, Mapping):
@@ -207,7 +220,10 @@ def _sets(content: Any, name: str) -> list[_Weights]:
 
 
 def _nodes(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Mappings, and lists of tensors, in what a file holds, but for those of optimizers. seen: ids, as it may hold cycles."""
+    """Yield the mappings and lists of tensors in the content of a file, except those of optimizers.
+
+    `seen` has the ids of visited mappings, since there may be cycles.
+    """
     if isinstance(content, Mapping):
         if id(content) in seen or len(path) > _DEPTH or {"state", "param_groups"} <= set(content):
             return
@@ -220,19 +236,19 @@ def _nodes(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tupl
 
 
 def _with_names(path: tuple[str, ...], tensors: Sequence[Tensor], named: Sequence[_Weights], name: str) -> _Weights:
-    """Averages kept as a list, in the order of the parameters: PyTorch keeps the weights beside them in the same order."""
+    """Name averages that are stored as a list. They are in the order of the parameters, and so are the weights in the file."""
     alike = [w for w in named if [v.shape for v in w.tensors.values()] == [v.shape for v in tensors]]
     if len(alike) != 1:
         raise ValueError(
-            f"{name} holds EMA weights without names ({'.'.join(path)}, {len(tensors)} tensors) that are not one for one those "
-            "of a state dict beside them; save the state dict of the averaged network as a file of its own"
+            f"{name} holds EMA weights without names ({'.'.join(path)}, {len(tensors)} tensors), and no state dict that they "
+            "match one to one; save the state dict of the averaged network as a file of its own"
         )
     values = (tensor.detach() for tensor in tensors)
     return replace(alike[0], path=path, tensors=dict(zip(alike[0].tensors, values, strict=True)))
 
 
 def _reduce(weights: _Weights, shapes: Shapes | None) -> _Weights:
-    """Remove counters and prefixes: any prefix if the network's shapes then fit, else those that are known."""
+    """Remove counters and prefixes: any prefix if the rest then fits the network, otherwise only known ones."""
     if weights.shapes == shapes:
         return weights
     counters = [n for n, value in weights.tensors.items() if value.dim() == 0 and n.rsplit(".", 1)[-1] in COUNTERS]
@@ -246,7 +262,7 @@ def _reduce(weights: _Weights, shapes: Shapes | None) -> _Weights:
 
 
 def _without_compile(weights: _Weights) -> _Weights:
-    """Remove what torch.compile puts into the names of a network of which parts were compiled."""
+    """Remove what torch.compile inserts into names if only parts of a network were compiled."""
     tensors = {name.replace("._orig_mod.", "."): value for name, value in weights.tensors.items()}
     if len(tensors) < len(weights.tensors) or tensors.keys() == weights.tensors.keys():
         return weights
@@ -268,7 +284,7 @@ def _without_prefixes(weights: _Weights, shapes: Shapes | None, known: Sequence[
 
 
 def _shared(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    """The prefix of all names; or, if all come twice, once averaged and once not, that of the averages."""
+    """Return the prefix of all names. If all come twice, averaged and not averaged, return the prefix of the averages."""
     if len(groups) == 1:
         return next(iter(groups)) or None
     averages = [prefix for prefix in groups if _EMA.search(prefix)]
@@ -279,7 +295,7 @@ def _shared(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
 
 
 def _choose(found: list[_Weights], shapes: Shapes | None, name: str) -> tuple[_Weights, list[_Weights]]:
-    """The set of weights to use, and the others."""
+    """Return the set of weights to use, and the others."""
     fitting = [weights for weights in found if weights.shapes == shapes] or found
     best = min(weights.rank for weights in fitting)
     candidates = [weights for weights in fitting if weights.rank == best]

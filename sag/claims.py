@@ -1,4 +1,4 @@
-"""The lease protocol: how any number of processes share pieces of work in a folder, and need nothing else."""
+"""Claims, which let any number of processes share work. All that they need in common is a folder."""
 
 import json
 import math
@@ -16,21 +16,33 @@ from sag.storage import Folder
 
 @dataclass(frozen=True)
 class _Watched:
-    """A claim of another process as this one saw it: its content, and when (by this one's own clock) it last changed."""
+    """A claim of another process, as this process sees it.
+
+    Attributes:
+        content: The content of the claim.
+        since: When it last changed, by this process's clock, in seconds.
+    """
 
     content: bytes
     since: float
 
 
 class Claims:
-    """Pieces of work in a folder that any number of processes take in turn, each from what is left.
+    """Pieces of work in a folder, shared by any number of processes. Each process takes pieces that are left.
 
-    A claim is a small file beside the piece, which its holder rewrites while it works. It only saves work: two who make one
-    piece write the same bytes, so nothing depends on it. A claim is void when its process is dead (seen on the same machine at
-    once) or when it has not changed for `patience` seconds of this process's own clock; other machines' clocks are not read.
+    A claim is a small file next to the piece. Its holder rewrites it while it works. Claims only save work: two processes that
+    make the same piece write the same bytes. A claim is void if its process has ended (which is seen at once on the same
+    machine), or if it has not changed for `patience` seconds. Only this process's clock is used.
 
-    done: how many pieces were there when the last one was taken. folder: of the pieces; claims are files in its folder
-    `within`, named as the piece with ".claim" behind.
+    Args:
+        folder: The folder of the pieces.
+        within: The subfolder of the pieces and claims, or "". A claim is named as its piece, with ".claim" added.
+        process: This process.
+        patience: Seconds after which an unchanged claim is void.
+        poll: Seconds between two looks at the folder while this process waits.
+
+    Attributes:
+        done: How many pieces were finished when the last one was taken.
     """
 
     def __init__(self, folder: Folder, within: str, process: Process, patience: float = 120.0, poll: float = 0.5) -> None:
@@ -43,23 +55,27 @@ class Claims:
         self._others: dict[str, _Watched] = {}
 
     def take(self, pieces: Sequence[str], *, finished: Callable[[], bool] = lambda: False, wait: bool = True) -> Iterator[str]:
-        """Pieces to make now, until all files of these names are in the folder.
+        """Yield pieces to make now, until files of all these names are in the folder.
 
-        The piece is released when the next one is asked for. finished: whether the pieces are needed no more, as someone has
-        joined and removed them. wait: while others hold all that is left, wait for them to finish or to die; otherwise end.
+        A piece is released when the next one is requested.
+
+        Args:
+            pieces: Names of the pieces.
+            finished: Whether the pieces are not needed any more, since they were joined and removed.
+            wait: Whether to wait while other processes hold all remaining pieces, until they finish or die.
         """
         start = self._process.rank % max(1, len(pieces))
-        turn = [*pieces[start :: self._process.world], *reversed(pieces)]  # the own share first, then the rest from the back
+        turn = [*pieces[start :: self._process.world], *reversed(pieces)]  # this process's share, then the rest backwards
         try:
             while True:
                 files = self._folder.names(self._within)
                 left = [piece for piece in dict.fromkeys(turn) if piece not in files]
                 self.done = len(pieces) - len(left)
-                if not left or finished():  # in this order: what was joined is removed after it was joined
+                if not left or finished():  # in this order, since pieces are removed after they were joined
                     return
                 piece = next((piece for piece in left if self._claim(piece, files)), None)
                 if piece is not None:
-                    if piece not in self._folder.names(self._within):  # nobody finished it meanwhile
+                    if piece not in self._folder.names(self._within):  # it may have been finished meanwhile
                         yield piece
                     self._release()
                 elif wait:
@@ -70,7 +86,7 @@ class Claims:
             self._release()
 
     def beat(self) -> None:
-        """Say that the piece is still being worked at; to be called often."""
+        """Show that the current piece is still being made. Call this often."""
         if self._held is not None and time.monotonic() - self._last_beat > self._patience / 10:
             self._beats += 1
             self._last_beat = time.monotonic()
@@ -114,12 +130,12 @@ class Claims:
 
 
 def this_process() -> dict[str, str | int]:
-    """Which process this is, among all of all machines: host name, process, and what tells machines and restarts apart."""
+    """Identify this process among those of all machines: host name, process id, start time, and boot of the machine."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "machine": _machine()}
 
 
 def _machine() -> str:
-    """The same for processes that see each other's process numbers, and only for them; "" where the system does not tell."""
+    """Return a text that is equal for processes that see each other's process ids; "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -127,21 +143,21 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine was started; "" if there is none that still runs."""
+    """Return when a process of this machine was started; "" if it is not running."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return "" if state[0] in "ZX" else state[19]  # ended, but its parent has not asked for its exit code
+        return "" if state[0] in "ZX" else state[19]  # Z, X: it has ended, but its parent has not read its exit code
     except (OSError, IndexError):
         return ""
 
 
 def is_claim(folder: Folder, name: str, *, dead: bool = False) -> bool:
-    """Tell whether a file is a claim.
+    """Return whether a file is a claim.
 
     Args:
-        folder: Where the file is.
-        name: Its name.
-        dead: Whether its process must also be known to have ended.
+        folder: The folder of the file.
+        name: Name of the file.
+        dead: Whether the claim counts only if its process is known to have ended.
     """
     try:
         claim = json.loads(folder.read(name))
@@ -152,7 +168,7 @@ def is_claim(folder: Folder, name: str, *, dead: bool = False) -> bool:
 
 
 def _dead(content: bytes) -> bool:
-    """Whether a claim's process is known to have ended; of one that cannot be read, nothing is known."""
+    """Return whether a claim's process is known to have ended. It is not known if the claim cannot be read."""
     try:
         return _ended(json.loads(content))
     except (ValueError, KeyError, TypeError):

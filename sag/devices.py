@@ -12,17 +12,17 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def pick_device(name: str, precision: str = "float32") -> torch.device:
-    """Return the device that a name stands for; float32 means float32 on it.
+    """Return a device by name, and switch off TF32, which is less exact than float32.
 
     Args:
-        name: "cpu", "cuda", "cuda:N", or "auto": the GPU of the local rank if there is one.
-        precision: What will be computed in: "float32", "bfloat16" or "float16".
+        name: "cpu", "cuda", "cuda:N", or "auto" for the GPU of the local rank, if there is one.
+        precision: The precision of the computation: "float32", "bfloat16" or "float16".
 
     Returns:
         The device.
 
     Raises:
-        ValueError: An unknown or absent device, an unknown precision, or float16 on a CPU.
+        ValueError: If the device is unknown or does not exist, or the precision is unknown or is float16 on a CPU.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -36,7 +36,7 @@ def pick_device(name: str, precision: str = "float32") -> torch.device:
         raise ValueError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(
-            f"device {name!r} was asked for, but this machine shows {torch.cuda.device_count()} GPUs; use device=cpu"
+            f"device {name!r} was requested, but this machine has {torch.cuda.device_count()} GPUs; use device=cpu"
         )
     if precision == "float16" and device.type == "cpu":
         raise ValueError("precision=float16 needs a GPU; on a CPU use precision=bfloat16 or precision=float32")

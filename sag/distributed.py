@@ -1,4 +1,4 @@
-"""Several processes at one task: who they are, who does what, and when to stop. They meet in a folder and need nothing else."""
+"""Several processes that share a task: their ranks, where they meet, and signals that stop them."""
 
 import contextlib
 import os
@@ -9,19 +9,25 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-REQUEUE = 75  # the exit code that asks for the same command again: EX_TEMPFAIL of sysexits.h
-_VARIABLES = (  # rank, world size, rank on this host; in the order in which they are looked for
+REQUEUE = 75  # the exit code that asks to run the same command again: EX_TEMPFAIL of sysexits.h
+_VARIABLES = (  # rank, world size, rank on this host; in this order of priority
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH and Intel MPI
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # of a step that srun started; SLURM_NTASKS is the job's
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # a step of srun; SLURM_NTASKS belongs to the job
     ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
 )
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process among `world` others: 0 <= rank < world; local_rank counts on its host and chooses the GPU."""
+    """One of several processes.
+
+    Args:
+        rank: Number of this process, in [0, world).
+        world: Number of processes.
+        local_rank: Number of this process on its host. It chooses the GPU.
+    """
 
     rank: int = 0
     world: int = 1
@@ -29,10 +35,12 @@ class Process:
 
     @classmethod
     def current(cls) -> "Process":
-        """As torchrun, mpiexec or srun started it; a plain process is alone, as is one in a job of SLURM without srun.
+        """Return this process, as torchrun, mpiexec, srun or submitit started it.
+
+        Without a launcher, also in a SLURM job without srun, it is the only process.
 
         Raises:
-            ValueError: a launcher's variables that are no numbers, are incomplete, or contradict each other.
+            ValueError: If a launcher's variables are not numbers, are incomplete, or contradict each other.
         """
         for rank, world, local_rank in _VARIABLES:
             given = {rank, world} & set(os.environ)
@@ -41,14 +49,14 @@ class Process:
                 if process.rank >= process.world:
                     raise ValueError(f"{rank}={process.rank} and {world}={process.world} contradict each other")
                 return process
-            if given and rank != "SLURM_PROCID":  # which SLURM sets in batch scripts as well
+            if given and rank != "SLURM_PROCID":  # SLURM sets it in batch scripts as well
                 (lacking,) = {rank, world} - given
                 raise ValueError(f"{given.pop()} is set, but {lacking} is not; set both as a launcher does, or neither")
         return cls()
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that reports and writes the result."""
+        """Whether this process reports and writes the result."""
         return self.rank == 0
 
 
@@ -60,16 +68,16 @@ def _number(variable: str) -> int:
 
 
 def set_meeting_place(process: Process) -> None:
-    """Set MASTER_ADDR and MASTER_PORT, which torch.distributed reads, where the launcher has set none.
+    """Set MASTER_ADDR and MASTER_PORT, which torch.distributed reads, unless the launcher has set them.
 
-    Under srun they are the first host of the step and a port that follows from job and step; under mpiexec, a free port of
-    the first process's host, of which MPI tells the others.
+    Under srun they are the first host of the step, and a port computed from the job and the step. Under mpiexec, the first
+    process chooses a free port of its host and tells the others by MPI.
 
     Args:
-        process: this process.
+        process: This process.
 
     Raises:
-        ValueError: there is no way to find them.
+        ValueError: If they cannot be determined.
     """
     if {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         return
@@ -92,7 +100,7 @@ def _first_host_of_step() -> str:
         socket.getaddrinfo(name, None)
         return name
     command = ["scontrol", "show", "node", name]
-    with contextlib.suppress(OSError):  # a node's name need not be its host's; scontrol may be missing in a container
+    with contextlib.suppress(OSError):  # the name of a node can differ from its host name; a container may lack scontrol
         address = re.search(r"NodeAddr=(\S+)", subprocess.run(command, check=False, capture_output=True, text=True).stdout)
         if address:
             return address[1]
@@ -103,25 +111,26 @@ def _first_host_of_step() -> str:
 
 
 def _first_host_of_mpi(process: Process) -> tuple[str, int]:
-    from mpi4py import MPI  # here, as it starts MPI and needs its library
+    from mpi4py import MPI  # imported here since it starts MPI and needs its library
 
     if MPI.COMM_WORLD.size != process.world:
         raise ValueError(
-            f"the launcher started {process.world} processes, but MPI here knows of {MPI.COMM_WORLD.size}: they are of "
-            "different kinds; set MASTER_ADDR and MASTER_PORT for all processes"
+            f"the launcher started {process.world} processes, but mpi4py sees {MPI.COMM_WORLD.size}, so the two use different "
+            "MPI libraries; set MASTER_ADDR and MASTER_PORT for all processes"
         )
-    found = None
+    found = ("", 0)
     if process.main:
         with socket.socket() as probe:
-            probe.bind(("", 0))
+            probe.bind(found)
             found = socket.gethostname(), probe.getsockname()[1]
-    return MPI.COMM_WORLD.bcast(found)
+    host, port = MPI.COMM_WORLD.bcast(found)
+    return host, port
 
 
 class Stop:
-    """While it is entered, SIGTERM and SIGUSR1 (SLURM's warning) do not end the process, but have `check` do so.
+    """A context in which SIGTERM and SIGUSR1 (SLURM's warning) end the process only at the next `check`.
 
-    A handler that is there already, such as submitit's which requeues the job, is called by `check` first.
+    `check` first calls the handler that was set before, such as submitit's, which requeues the job.
     """
 
     def __init__(self) -> None:
@@ -139,7 +148,11 @@ class Stop:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise SystemExit with the code REQUEUE if a signal came."""
+        """Exit if a signal came.
+
+        Raises:
+            SystemExit: With the code `REQUEUE`.
+        """
         if self._asked is not None:
             before = self._before[self._asked]
             print(f"{self._asked.name}: the shard in hand is written; the same command continues", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""The command-line flags of guided-diffusion and improved-diffusion, read into constructor arguments.
+"""The command-line flags of guided-diffusion and improved-diffusion, converted to constructor arguments.
 
-Flag names and defaults are facts of those programs; people have them in their shell scripts.
+Names and defaults are those of the programs, since people have them in their shell scripts.
 """
 
 import difflib
@@ -46,7 +46,7 @@ CLASSIFIER_FLAGS: dict[str, Any] = {
     "classifier_resblock_updown": True,
     "classifier_pool": "attention",
 }
-# Flags that say nothing about a network or its diffusion: training, precision, and how a program is run.
+# Flags of training, precision and programs, which do not describe a network or its diffusion
 OTHER_FLAGS = frozenset(
     [
         *["use_kl", "rescale_learned_sigmas", "use_checkpoint", "use_fp16", "classifier_use_fp16"],
@@ -70,19 +70,19 @@ Flags = Mapping[str, object] | str
 
 
 def split_flags(flags: Flags) -> dict[str, object]:
-    """The flags that are given, by name.
+    """Return flags by name.
 
-    A line may be as it stands in a shell script: with line breaks, each after a backslash, as `--name=value`, in quotes of its
-    own, or as an assignment to a variable. As in the original programs, the last value of a flag counts.
+    A line may be copied from a shell script: it may have line breaks after backslashes, `--name=value`, quotes around it, and
+    an assignment to a variable. If a flag is given twice, the last value wins, as in the original programs.
 
     Args:
-        flags: flags by name, or as one line.
+        flags: Flags by name, or as one line.
 
     Returns:
-        The values as given; those of a line are text.
+        The values as given. Those of a line are text.
 
     Raises:
-        ValueError: a line that is not made of flags with values.
+        ValueError: If a line has anything other than flags with values.
     """
     if not isinstance(flags, str):
         return dict(flags)
@@ -116,7 +116,7 @@ def _words(line: str) -> list[str]:
 
 def _hint(word: str) -> str:
     if word.startswith("$"):
-        return "; the shell puts the value of a variable into double quotes only"
+        return "; the shell inserts the value of a variable only within double quotes"
     if word.startswith(("\N{EN DASH}", "\N{EM DASH}")):
         return f"; write --{word[1:]}, with two hyphens"
     if re.fullmatch(r"[\d.]+,?", word):
@@ -125,10 +125,14 @@ def _hint(word: str) -> str:
 
 
 def read_flags(flags: Flags, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill `defaults` from `flags`, converting text ("True", "0.1", "32") to the type of the default.
+    """Return the values of flags, with defaults for the missing ones.
+
+    Args:
+        flags: See `Flags`. Text ("True", "0.1", "32") is converted to the type of the default.
+        defaults: The flags to return, with their defaults.
 
     Raises:
-        ValueError: an unknown flag name (with the nearest known one), or text that is not of the flag's type.
+        ValueError: If a flag is unknown (the message suggests the nearest known one), or text does not have the flag's type.
     """
     given = split_flags(flags)
     known = {*NETWORK_FLAGS, *DIFFUSION_FLAGS, *CLASSIFIER_FLAGS, *OTHER_FLAGS}
@@ -171,36 +175,39 @@ def _positive(number: int) -> int | None:
 
 
 def is_upsampler(flags: Flags) -> bool:
-    """Whether the flags are those of an upsampler, which has large_size and small_size in place of image_size.
+    """Return whether the flags describe an upsampler, which has large_size and small_size instead of image_size.
+
+    Args:
+        flags: See `Flags`.
 
     Raises:
-        ValueError: one of the two sizes without the other, or what `read_flags` raises.
+        ValueError: If large_size is missing, or `read_flags` rejects the flags.
     """
     f = read_flags(flags, NETWORK_FLAGS)
     if f["large_size"] is None and f["small_size"] is not None:
-        raise ValueError("the flag small_size is that of an upsampler, which needs the flag large_size as well")
+        raise ValueError("the flag small_size describes an upsampler, which needs the flag large_size as well")
     return f["large_size"] is not None
 
 
 def read_unet_flags(
     flags: Flags, upsampling: bool, image_channels: int = 3, num_classes: int = IMAGENET_CLASSES
 ) -> dict[str, Any]:
-    """Constructor arguments of `UNet`, or of `UpsamplingUNet`, whose flags have large_size in place of image_size.
+    """Return the constructor arguments of a `UNet` or `UpsamplingUNet`.
 
     Args:
-        flags: see `Flags`.
-        upsampling: whether the network is an `UpsamplingUNet`.
-        image_channels: of one image; the programs have 3 in their code.
-        num_classes: of a network with class_cond; the programs have 1000 in their code.
+        flags: See `Flags`.
+        upsampling: Whether the network is an `UpsamplingUNet`, whose flags have large_size instead of image_size.
+        image_channels: Channels of one image. The programs have 3 in their code.
+        num_classes: Number of classes if class_cond is set. The programs have 1000 in their code.
 
     Raises:
-        ValueError: the flags of the other kind of network, or what `read_flags` raises.
+        ValueError: If the flags describe the other kind of network, or `read_flags` rejects them.
     """
     f = read_flags(flags, NETWORK_FLAGS)
     if upsampling != (f["large_size"] is not None):
         fitting = "UNet" if upsampling else "UpsamplingUNet"
         raise ValueError(
-            f"flags {'without' if upsampling else 'with'} large_size are those of {fitting}; use {fitting}.from_flags"
+            f"flags {'without' if upsampling else 'with'} large_size describe a {fitting}; use {fitting}.from_flags"
         )
     for name in ("image_size", "large_size", "num_channels", "num_res_blocks", "num_heads"):
         if f[name] is not None and f[name] < 1:
@@ -226,14 +233,17 @@ def read_unet_flags(
 
 
 def read_diffusion_flags(flags: Flags) -> dict[str, Any]:
-    """What the flags say of a `GaussianDiffusion`.
+    """Return the arguments that describe a `GaussianDiffusion`.
+
+    Args:
+        flags: See `Flags`.
 
     Returns:
-        schedule ("linear" or "cosine"), steps, rescale_timesteps, variance, prediction and clip_denoised, as the constructors
-        name them, and respacing, "" for none.
+        schedule ("linear" or "cosine"), steps and rescale_timesteps, the arguments of `Schedule`; variance, prediction and
+        clip_denoised, those of `GaussianDiffusion`; and respacing, "" for none.
 
     Raises:
-        ValueError: an unknown schedule, or what `read_flags` raises.
+        ValueError: If the schedule is unknown, or `read_flags` rejects the flags.
     """
     f = read_flags(flags, DIFFUSION_FLAGS)
     if f["noise_schedule"] not in ("linear", "cosine"):
@@ -250,7 +260,14 @@ def read_diffusion_flags(flags: Flags) -> dict[str, Any]:
 
 
 def read_classifier_flags(flags: Flags) -> dict[str, Any]:
-    """Constructor arguments of `Classifier`."""
+    """Return the constructor arguments of a `Classifier`.
+
+    Args:
+        flags: See `Flags`.
+
+    Raises:
+        ValueError: If `read_flags` rejects the flags.
+    """
     f = read_flags(flags, CLASSIFIER_FLAGS)
     return {
         "image_size": f["image_size"],

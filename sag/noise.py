@@ -1,7 +1,7 @@
-"""Randomness of sampling: what sample i is made from depends on (seed, i, step) only.
+"""The random numbers of sampling. Those of sample i depend only on (seed, i, step).
 
-Not on batch size, order, number of processes or device: NumPy's Philox on the CPU, keyed by (seed, i), its counter set by
-the step and by what the numbers are for.
+They do not depend on batch size, order, number of processes or device. They come from NumPy's Philox on the CPU, with (seed, i)
+as key, and the step and the purpose in the counter.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from sag.data.labels import Labels
 
-_INITIAL, _STEP, _MASK, _LABEL = range(4)  # what a stream is for; part of the counter, so never renumber
+_INITIAL, _STEP, _MASK, _LABEL = range(4)  # purposes of random numbers; they are part of the counter, so never renumber them
 
 
 def check_word(name: str, value: int, bits: int = 64) -> None:
-    """Check that a number is one of those that a random generator tells apart.
+    """Check that a number fits in a word of a random generator's key.
 
     Args:
-        name: what the number is called in the message.
-        value: the number.
-        bits: its largest size.
+        name: Name of the number in messages.
+        value: The number.
+        bits: Size of the word.
 
     Raises:
-        ValueError: it is not a whole number in [0, 2**bits).
+        ValueError: If it is not a whole number in [0, 2**bits).
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} must be a whole number in [0, 2**{bits}), got {value!r}")
@@ -44,16 +44,16 @@ def _generator(seed: int, index: int, purpose: int, step: int = 0) -> np.random.
 
 
 class SampleNoise:
-    """The noise of some samples. All methods return float32 on `device`.
+    """The random numbers of N samples. All methods return standard normal numbers, float32 on `device`.
 
     Args:
-        seed: in [0, 2**64).
-        indices: which samples, each in [0, 2**64).
-        shape: (C, H, W) of one.
-        device: where the noise goes.
+        seed: The seed, in [0, 2**64).
+        indices: Indices of the samples, each in [0, 2**64).
+        shape: (C, H, W) of one sample.
+        device: The device of the results.
 
     Raises:
-        ValueError: the seed or an index is not a whole number, or out of range.
+        ValueError: If the seed or an index is not a whole number or is out of range.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
@@ -68,29 +68,33 @@ class SampleNoise:
         return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def initial(self) -> Tensor:
-        """x_T: (N, C, H, W) standard normal, whatever the number of steps."""
+        """Return x_T, (N, C, H, W). It does not depend on the number of steps."""
         return self._normal(_INITIAL, 0, self.shape)
 
     def step(self, t: int) -> Tensor:
-        """The noise added at index t of the respaced schedule: (N, C, H, W) standard normal."""
+        """Return the noise that step t of the respaced schedule adds, (N, C, H, W)."""
         return self._normal(_STEP, t, self.shape)
 
     def mask(self, t: int, size: tuple[int, int]) -> Tensor:
-        """Numbers for a random mask at index t: (N, h, w) standard normal."""
+        """Return numbers for a random mask at step t, (N, h, w)."""
         return self._normal(_MASK, t, size)
 
 
 def sample_labels(labels: Labels, seed: int, indices: Sequence[int], num_classes: int) -> list[int] | None:
-    """The labels of samples `indices`, each in [0, num_classes), or None for "none".
+    """Return the labels of samples.
 
     Args:
-        labels: see `Labels`.
-        seed: in [0, 2**64).
-        indices: which samples, each in [0, 2**64).
-        num_classes: how many classes the model has.
+        labels: See `Labels`.
+        seed: The seed, in [0, 2**64).
+        indices: Indices of the samples, each in [0, 2**64).
+        num_classes: Number of classes of the model.
+
+    Returns:
+        One label in [0, num_classes) per sample, or None for "none".
 
     Raises:
-        ValueError: an unknown word, an empty list, a label out of range, or a seed or index as in `SampleNoise`.
+        ValueError: If `labels` is an unknown word or an empty list, a label is out of range, or `SampleNoise` rejects the seed
+            or an index.
     """
     _check(seed, indices)
     if labels == "none":

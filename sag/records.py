@@ -1,4 +1,4 @@
-"""What determines a result, its hash, how it differs from what a folder holds, and how a result came about."""
+"""The settings that determine a result: their hash, comparison with a folder's, and records of how it was made."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:
-    """Return the settings in the config.yaml of a run; nothing if the file is not that of a run."""
+    """Return the settings in the config.yaml of a run; empty if no run wrote the file."""
     try:
         settings = yaml.safe_load(folder.read(CONFIG))
     except (ValueError, yaml.YAMLError):
@@ -39,10 +39,10 @@ def read_settings(folder: Folder) -> dict[str, Any]:
 
 
 def check_folder(folder: Folder, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
-    """Refuse a folder that holds results of other settings.
+    """Check that a folder has no results of other settings.
 
     Args:
-        folder: The folder; its config.yaml says which settings its results have.
+        folder: The folder. Its config.yaml has the settings of its results.
         settings: The settings of this run.
         free: Keys that may differ.
 
@@ -57,7 +57,7 @@ def check_folder(folder: Folder, settings: Mapping[str, Any], free: Collection[s
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted({*there, *here} - set(free))
-        if there.get(key) != here.get(key)  # a key that did not exist when the folder was written counts as null
+        if there.get(key) != here.get(key)  # a key that did not exist then counts as null
     ]
     if differing:
         raise ValueError(f"{folder} holds results of other settings; give another out, or remove it: {', '.join(differing)}")
@@ -70,15 +70,15 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def provenance(device: Any) -> dict[str, Any]:
-    """Return versions, commit and device of this run, for the record beside its results.
+    """Return the versions, the commit and the device of this run, for the record of its results.
 
     Args:
-        device: The torch device that computes.
+        device: The torch device of the computation.
 
     Returns:
-        `versions`, `device`, and `commit`, which is None where the library is installed without its repository.
+        `versions`, `device`, and `commit`, which is None if the library is installed without its repository.
     """
-    import numpy as np  # these are here, as reading a record needs neither
+    import numpy as np  # imported here, since reading a record needs neither of them
     import torch
 
     from sag.devices import device_name
@@ -93,7 +93,7 @@ def provenance(device: Any) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    if not (ROOT / ".git").exists():  # an environment inside another repository would answer with the commit of that one
+    if not (ROOT / ".git").exists():  # otherwise an environment inside another repository would return that one's commit
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

@@ -175,7 +175,7 @@ WRAPPED = {
     "scalar": ({"step": 1000, **RAW}, RAW, "left out: step"),
     "scalars": ({"step": torch.tensor(5), "lr": 0.1, "name": "adm", "best": None, **RAW}, RAW, "left out: lr, name, best, ..."),
     "num_batches_tracked": ({"norm.num_batches_tracked": torch.tensor(5), **RAW}, RAW, "left out: norm.num_batches_tracked"),
-    "compiled inside": (compiled_inside(RAW), RAW, "_orig_mod. removed from within names"),
+    "compiled inside": (compiled_inside(RAW), RAW, "_orig_mod. removed from the middle of names"),
     "one of two fits": (
         {"generator": RAW, "discriminator": {"weight": torch.ones(2)}}, RAW, "weights of entry 'generator', not of entry 'd",
     ),
@@ -234,7 +234,7 @@ REFUSED = {
     "beside entries": ({**RAW, "model": OTHER}, r"several sets of weights \(the entries at the top, entry 'model'\)"),
     "EMA without names": (
         {"decay": 0.9, "shadow_params": list(EMA.values())},
-        r"EMA weights without names \(shadow_params, 6 tensors\) that are not one for one those of a state dict beside them",
+        r"EMA weights without names \(shadow_params, 6 tensors\), and no state dict that they match one to one",
     ),
     "EMA of fewer": ({"model": RAW, "ema": list(EMA.values())[:5]}, r"EMA weights without names \(ema, 5 tensors\)"),
     "optimizer": (ADAM, "the state of an optimizer; give the model"),

@@ -1,4 +1,4 @@
-"""Samples of a run that are there already: in shards of another batch size, or packed by a run of another length."""
+"""Samples that earlier runs left: in shards of another batch size, or packed by a run of another length."""
 
 import contextlib
 from collections.abc import Collection, Mapping
@@ -12,16 +12,16 @@ from sag.storage.folders import Folder
 
 
 class EarlierSamples:
-    """Finds rows of a run in what earlier runs with the same settings left; what is damaged or gone counts as not there.
+    """Finds samples of a run in the files of earlier runs with the same settings. Damaged and missing files are ignored.
 
-    Use it in a `with` block.
+    It is used in a `with` block.
 
     Args:
         folder: The folder of the run.
-        within: The folder of its shards.
+        within: The subfolder of its shards.
         settings: The hash of its settings.
-        planned: The names of the shards that this run makes itself; they are not looked into.
-        packed: The sample batches that hold the first rows, with how many they hold.
+        planned: Names of the shards that this run makes itself. They are not searched.
+        packed: Names of packed files that have the first samples of the run, with the number of their samples.
     """
 
     def __init__(self, folder: Folder, within: str, settings: str, planned: Collection[str], packed: Mapping[str, int]) -> None:
@@ -39,7 +39,7 @@ class EarlierSamples:
         self._copies.close()
 
     def read(self, rows: range) -> dict[int, Images]:
-        """Return those of the rows that are there: images (H, W, C), uint8 or uint16, by row."""
+        """Return the samples that were found, by row: images (H, W, C), uint8 or uint16."""
         found: dict[int, Images] = {}
         for name, held in list(self._rows.items()):
             wanted = range(max(rows.start, held.start), min(rows.stop, held.stop))

@@ -1,4 +1,4 @@
-"""Samples on disk: shards written atomically, then packed by streaming into one npz as ADM's programs write it."""
+"""Samples on disk: shards, which are written atomically and then packed piece by piece into one npz in ADM's format."""
 
 import io
 import json
@@ -21,7 +21,11 @@ FOLDER = "shards"  # in the folder of a run
 
 
 class DamagedShard(ValueError):
-    """A shard whose content is not what was written. `name`: which."""
+    """A shard that is damaged.
+
+    Attributes:
+        name: Name of the shard.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} is damaged ({reason})")
@@ -30,9 +34,14 @@ class DamagedShard(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Some samples of a run: images (n, H, W, C) uint8 or uint16, labels (n,) or None, indices (n,) int64.
+    """Some samples of a run.
 
-    settings: a hash of all that decides the samples. made: where and when, for `status`; no part of the checksum.
+    Args:
+        images: (n, H, W, C) uint8 or uint16.
+        labels: (n,) int64, or None.
+        indices: Indices of the samples, (n,) int64.
+        settings: The hash of the settings that determine the samples.
+        made: Where and when the shard was made, for the status of the run. It is not part of the checksum.
     """
 
     images: Images
@@ -42,7 +51,7 @@ class Shard:
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def checksum(self) -> str:
-        """A hash of all but `made`."""
+        """Return a hash of everything except `made`."""
         digest = sha256(self.settings.encode())
         for array in (self.images, self.labels, self.indices):
             digest.update(b"none" if array is None else repr(array.shape).encode() + np.ascontiguousarray(array).data)
@@ -50,12 +59,12 @@ class Shard:
 
 
 def shard_name(rows: range) -> str:
-    """Return the file name of the shard that holds these rows of a run."""
+    """Return the name of the shard with these rows of a run."""
     return f"{rows.start:08d}-{rows.stop - 1:08d}.npz"
 
 
 def shard_rows(name: str) -> range | None:
-    """Return the rows that a shard of this name holds; None if it is not the name of a shard."""
+    """Return the rows of a shard by its name; None if this is not the name of a shard."""
     found = re.fullmatch(r"(\d{8,})-(\d{8,})\.npz", name)
     return None if found is None else range(int(found[1]), int(found[2]) + 1)
 
@@ -74,9 +83,13 @@ def write_shard(folder: Folder, name: str, shard: Shard) -> None:
 def read_shard(folder: Folder, name: str) -> Shard:
     """Read a shard and compare its checksum.
 
+    Args:
+        folder: The folder of the shard.
+        name: Name of the shard in the folder.
+
     Raises:
-        FileNotFoundError: it is not there.
-        DamagedShard: truncated, changed, or no shard.
+        FileNotFoundError: If there is no such file.
+        DamagedShard: If it is truncated, changed, or not a shard.
     """
     content = folder.read(name)
     try:
@@ -89,33 +102,33 @@ def read_shard(folder: Folder, name: str) -> Shard:
                 json.loads(str(arrays["made"])),
             )
             checksum = str(arrays["checksum"])
-    except Exception as error:  # what is damaged makes zipfile, its decompressors and NumPy raise nearly anything
+    except Exception as error:  # damaged files make zipfile, its decompressors and NumPy raise almost anything
         raise DamagedShard(name, str(error).strip() or type(error).__name__) from error
     if checksum != shard.checksum():
-        raise DamagedShard(name, "its checksum is another")
+        raise DamagedShard(name, "its checksum differs")
     return shard
 
 
 Duplicates = Literal["refuse", "warn"]
-"""What becomes of samples with equal images."""
+"""What to do with samples whose images are equal."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What shards hold together.
+    """The samples of several shards.
 
     Attributes:
-        count: How many images.
-        shape: (H, W, C) of one.
+        count: Number of images.
+        shape: (H, W, C) of one image.
         dtype: uint8 or uint16.
         labels: (count,) int64, or None.
-        made: How each shard was made.
-        warning: What a user must know of equal images, or None.
+        made: `Shard.made` of each shard.
+        warning: A warning about equal images, or None.
     """
 
     count: int
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     labels: NDArray[np.int64] | None
     made: Sequence[Mapping[str, Any]]
     warning: str | None = None
@@ -129,20 +142,23 @@ def check_shards(
     beat: Callable[[], None] = lambda: None,
     duplicates: Duplicates | None = None,
 ) -> Contents:
-    """Read shards, one at a time, and see that together, in the given order, they hold the samples `indices`.
+    """Read shards one at a time, and check that they have exactly the expected samples, in this order.
 
     Args:
-        folder: Where the shards are.
-        names: The shards.
-        indices: The samples that they should hold.
-        settings: The hash of the settings that they should be made with.
-        beat: Called before each.
-        duplicates: "refuse" refuses any two equal images, "warn" none. None refuses what noise cannot do: images that are all
-            equal, or a shard that repeats another one; single pairs, such as blank images, are a warning.
+        folder: The folder of the shards.
+        names: Names of the shards.
+        indices: Indices of the expected samples.
+        settings: The hash of the expected settings.
+        beat: Called before each shard is read.
+        duplicates: "refuse" refuses any two equal images, and "warn" none. None refuses only what working noise cannot cause:
+            images that are all equal, or two equal shards; single pairs, such as blank images, are a warning.
+
+    Returns:
+        A summary of the samples.
 
     Raises:
-        DamagedShard: a shard that must be made again.
-        ValueError: shards of other settings, that do not hold exactly the samples `indices`, or with equal images.
+        DamagedShard: If a shard must be made again.
+        ValueError: If shards have other settings or other samples, or equal images are refused.
     """
     twins = _Twins()
     found: list[int] = []
@@ -163,7 +179,7 @@ def check_shards(
     if twins.pairs and (duplicates == "refuse" or (duplicates is None and twins.serious)):
         raise ValueError(
             f"{twins.describe(folder)}: something is wrong with the noise or the network, and nothing was packed; "
-            "if equal images are right, duplicates=warn packs them"
+            "if equal images are expected, use duplicates=warn"
         )
     warning = twins.describe(folder) if twins.pairs else None
     joined = np.concatenate(labels) if labels else None
@@ -171,7 +187,7 @@ def check_shards(
 
 
 class _Twins:
-    """Equal images among the shards that are added."""
+    """Counts equal images among the shards that are added."""
 
     def __init__(self) -> None:
         self.pairs = 0
@@ -200,16 +216,23 @@ class _Twins:
 
     def describe(self, folder: Folder) -> str:
         more = "" if self.pairs == 1 else f", and {self.pairs - 1} more repeat earlier ones"
-        return f"samples {self._example[0]} and {self._example[1]} in {folder} are equal to the bit{more}"
+        return f"samples {self._example[0]} and {self._example[1]} in {folder} are identical{more}"
 
 
 def pack(
     folder: Folder, names: Sequence[str], contents: Contents, target: str, beat: Callable[[], None] = lambda: None
 ) -> None:
-    """Join shards that are checked, one at a time, into the file `target`: arr_0 (images) and, with labels, arr_1.
+    """Join checked shards into one npz, one at a time. Its arrays are arr_0 (images) and arr_1 (labels, if there are any).
+
+    Args:
+        folder: The folder of the shards.
+        names: Names of the shards.
+        contents: The result of `check_shards`.
+        target: Name of the npz in the folder.
+        beat: Called before each shard is read.
 
     Raises:
-        DamagedShard: a shard was damaged since.
+        DamagedShard: If a shard was damaged after it was checked.
     """
     with folder.writer(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         parts = _images(folder, names, beat)
@@ -228,13 +251,22 @@ def stream_array(
     archive: zipfile.ZipFile,
     key: str,
     shape: Sequence[int],
-    dtype: np.dtype,
+    dtype: np.dtype[Any],
     parts: Iterable[NDArray[np.generic]],
     *,
     compressed: bool = False,
 ) -> None:
-    """Write an array of `shape` to the npz `archive` from its parts, which follow each other along the first axis."""
-    info = zipfile.ZipInfo(f"{key}.npy")  # its fixed date makes the same samples the same bytes
+    """Write an array to an npz in parts.
+
+    Args:
+        archive: The npz.
+        key: Name of the array.
+        shape: Shape of the whole array.
+        dtype: Dtype of the array.
+        parts: Consecutive parts of the array along its first axis.
+        compressed: Whether to compress the array.
+    """
+    info = zipfile.ZipInfo(f"{key}.npy")  # its date is fixed, so equal samples give equal bytes
     info.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with archive.open(info, "w", force_zip64=True) as member:
         header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
@@ -244,19 +276,27 @@ def stream_array(
 
 
 def read_samples(path: Path) -> tuple[Images, NDArray[np.int64] | None]:
-    """All images (N, H, W, C) and the labels (N,) of a shard or a small sample batch.
+    """Read all images (N, H, W, C) and labels (N,) of a shard or a small npz.
+
+    Args:
+        path: The npz.
 
     Raises:
-        As `NpzImages`.
+        FileNotFoundError: If there is no such file.
+        ValueError: If `NpzImages` rejects the file.
     """
     source = NpzImages(path)
     return source.read(0, len(source)), source.labels()
 
 
 def picture(images: Images) -> NDArray[np.uint8]:
-    """Tile images (N, H, W, C) into one as PIL takes it, (rows * H, columns * W, 3) or without the last axis in grey.
+    """Tile images into one picture for PIL, as square as possible, with black in free places.
 
-    The tiling is as square as possible, and free places are black. Of other than three channels the first is shown.
+    Args:
+        images: (N, H, W, C). If C is not 3, only the first channel is shown.
+
+    Returns:
+        (rows * H, columns * W, 3), or without the last axis in grey.
     """
     n, height, width, channels = images.shape
     shown = 3 if channels == 3 else 1

@@ -162,11 +162,11 @@ def test_flags_may_come_as_a_line_of_a_shell_script(line):
         ("--image_size", "'--name value' pairs, but --image_size has no value"),
         ("--class_cond --image_size 64", "--class_cond has no value; write --class_cond True"),
         ("python image_sample.py --image_size 64", "'python' belongs to no flag"),
-        ("$MODEL_FLAGS", r"'\$MODEL_FLAGS' belongs to no flag; the shell puts the value of a variable"),
+        ("$MODEL_FLAGS", r"'\$MODEL_FLAGS' belongs to no flag; the shell inserts the value"),
         ("\N{EN DASH}image_size 64", "write --image_size, with two hyphens"),
         ("--attention_resolutions 32, 16", "write lists of numbers without spaces, as 32,16,8"),
         ("--image_size '64", r"cannot be read \(no closing quotation\)"),
-        ({"large_size": 64, "small_size": 16}, "with large_size are those of UpsamplingUNet; use UpsamplingUNet.from_flags"),
+        ({"large_size": 64, "small_size": 16}, "with large_size describe a UpsamplingUNet; use UpsamplingUNet.from_flags"),
     ],
 )
 def test_bad_flags_are_named(flags, message):

@@ -74,7 +74,7 @@ def test_packing_twice_gives_the_same_bytes_wherever_the_shards_were_made(folder
         ([shard(3)], "do not hold the samples asked for; remove its folder shards"),
         ([shard(2), shard(2, 3)], "do not hold the samples asked for"),
         ([shard(2), shard(2, 2, settings="t")], r"shards/1\.npz is a shard of a run with other settings"),
-        ([shard(2), shard(2, 2, images=images(2))], "samples 0 and 2 in .* are equal to the bit"),
+        ([shard(2), shard(2, 2, images=images(2))], "samples 0 and 2 in .* are identical"),
     ],
 )
 def test_what_does_not_fit_is_not_packed(folder, shards, message):

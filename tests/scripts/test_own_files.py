@@ -191,8 +191,8 @@ def equal(monkeypatch, groups):
 @pytest.mark.parametrize(
     ("groups", "policy", "message"),
     [
-        ([[1, 2]], None, "warning   samples 1 and 2 in .* are equal to the bit$"),
-        ([[1, 2, 5]], None, "warning   samples 1 and 2 in .* are equal to the bit, and 1 more repeat earlier ones$"),
+        ([[1, 2]], None, "warning   samples 1 and 2 in .* are identical$"),
+        ([[1, 2, 5]], None, "warning   samples 1 and 2 in .* are identical, and 1 more repeat earlier ones$"),
         ([[1, 2]], "refuse", None),
         ([[0, 1, 2, 3, 4, 5]], None, None),
         ([[0, 2], [1, 3]], None, None),  # the second shard repeats the first
@@ -207,7 +207,7 @@ def test_equal_images(run_script, tmp_path, monkeypatch, groups, policy, message
         return run_script(sample.main, "sample", sample.SampleConfig, *arguments, *more)
 
     if message is None:
-        with pytest.raises(SystemExit, match=r"equal to the bit.*nothing was packed; if equal images are right"):
+        with pytest.raises(SystemExit, match=r"identical.*nothing was packed; if equal images are expected"):
             call()
         assert not (tmp_path / "out" / TARGET).exists()
         call("duplicates=warn")
