@@ -1,1 +1,1 @@
-"""Scores of sample batches: FID, sFID, Inception Score, precision, recall, KID, density, coverage."""
+"""Scores of generated samples, such as FID, sFID, Inception Score, precision and recall."""

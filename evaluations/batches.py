@@ -1,10 +1,11 @@
-"""What is compared: images, or statistics that stand for them, as ADM, EDM, clean-fid and pytorch-fid store them."""
+"""Sample and reference batches: images, or their statistics, in the formats of ADM, EDM, clean-fid and pytorch-fid."""
 
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,16 @@ STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "num_images", "extractor")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, statistics of pool and spatial features, or both; extractor: id of what made the statistics, if the file says."""
+    """A batch of images, their statistics, or both.
+
+    Attributes:
+        path: The file or folder.
+        fingerprint: A hash of the content.
+        images: The images.
+        pool: Statistics of pool features.
+        spatial: Statistics of spatial features.
+        extractor: Id of the extractor of the statistics, if the file states it.
+    """
 
     path: Path
     fingerprint: str
@@ -30,13 +40,13 @@ class Batch:
 
     @property
     def count(self) -> int | None:
-        """How many images FID and sFID are about; None if the file does not say."""
+        """Number of images for FID and sFID; None if the file does not state it."""
         if self.pool is not None:
             return self.pool.count
         return None if self.images is None else len(self.images)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the batch in one line."""
         parts = []
         if self.images is not None:
             n, height, width, _ = self.images.shape
@@ -48,11 +58,15 @@ class Batch:
 
 
 def open_batch(path: str | Path) -> Batch:
-    """An npz (arr_0, or mu and sigma [mu_s, sigma_s], or all) or a folder of PNGs; images are not read yet.
+    """Open a batch. Images are not read yet.
+
+    Args:
+        path: A folder of PNGs, or an npz with arr_0 (images), mu and sigma (statistics of pool features), mu_s and sigma_s
+            (statistics of spatial features), or all of them.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: not an npz; damaged; pickled; or neither images nor statistics in it.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the file is damaged, is not an npz, has pickled objects, or has neither images nor statistics.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,7 +96,7 @@ def open_batch(path: str | Path) -> Batch:
     )
 
 
-def _count(path: Path, stored: NDArray | None) -> int | None:
+def _count(path: Path, stored: NDArray[Any] | None) -> int | None:
     if stored is None:
         return None
     if stored.size != 1 or stored.dtype.kind not in "iuf" or not stored.item() >= 1 or stored.item() % 1:
@@ -90,7 +104,9 @@ def _count(path: Path, stored: NDArray | None) -> int | None:
     return int(stored.item())
 
 
-def _statistics(path: Path, arrays: dict[str, NDArray], mean: str, covariance: str, count: int | None) -> Statistics | None:
+def _statistics(
+    path: Path, arrays: dict[str, NDArray[Any]], mean: str, covariance: str, count: int | None
+) -> Statistics | None:
     if mean not in arrays and covariance not in arrays:
         return None
     for key in (mean, covariance):
@@ -116,16 +132,24 @@ def write_reference(
     *,
     compact: bool = False,
 ) -> None:
-    """Write a reference as ADM's: arr_0 (the images `kept`, uint8 NHWC, grey as RGB), arr_1 (their labels, if there are any),
-    mu, sigma, mu_s, sigma_s, num_images, extractor.
+    """Write a reference in ADM's format. The same input gives the same bytes.
 
-    compact: deflated, and grey images in one channel, which ADM's own evaluator does not read. The same input gives the same
-    bytes.
+    It has arr_0 (the kept images, uint8 (N, H, W, C), grey as RGB), arr_1 (their labels, if there are any), mu, sigma, mu_s,
+    sigma_s, num_images and extractor.
+
+    Args:
+        path: The npz.
+        images: All images.
+        kept: Indices of the images to store.
+        pool: Statistics of the pool features of all images.
+        spatial: Statistics of their spatial features, or None.
+        extractor: Id of the extractor.
+        compact: Whether to compress the file and keep grey images in one channel. ADM's own evaluator cannot read such files.
 
     Raises:
-        FileExistsError: there is a file at `path`.
+        FileExistsError: If the file exists.
     """
-    arrays: dict[str, NDArray] = {"mu": pool.mean, "sigma": pool.covariance}
+    arrays: dict[str, NDArray[Any]] = {"mu": pool.mean, "sigma": pool.covariance}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     labels = images.labels()

@@ -1,4 +1,4 @@
-"""From the config of scripts/evaluate.py to scores: the only module of evaluations, apart from the study, that knows Hydra."""
+"""From the config of scripts/evaluate.py to scores. Apart from evaluations.study, only this module imports Hydra."""
 
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from sag.distributed import Process
 
 
 def published(node: DictConfig | None) -> Published | None:
-    """The published numbers of the config, their keys and types checked."""
+    """Return the published numbers of a config, after checking their keys and types."""
     found: Any = None if node is None else OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), node))
     return found if isinstance(found, Published) else None
 
 
 def _check_lent_reference(given: str | None, samples: Path) -> None:
-    """Raise a ValueError if the only reference is that of a config which only lent the model its name."""
+    """Raise a ValueError if the only reference belongs to a model config whose network or weights were replaced."""
     model = recorded_model(samples)
     if given is None and model is not None and model.get("reference") and reference_of(OmegaConf.create(model)) is None:
         raise ValueError(missing_reference(samples))
 
 
 def score(cfg: DictConfig, process: Process | None = None, progress: bool = False) -> Scored | None:
-    """Score samples as a config says.
+    """Score samples according to a config.
 
     Example:
         >>> import numpy as np
@@ -42,12 +42,12 @@ def score(cfg: DictConfig, process: Process | None = None, progress: bool = Fals
         (300, ['fid'])
 
     Args:
-        cfg: Composed from configs/evaluate.yaml.
+        cfg: A config composed from configs/evaluate.yaml.
         process: See `score_files`.
         progress: See `score_files`.
 
     Returns:
-        The scores; None in all processes but the main one.
+        The scores; None in all processes except the main one.
 
     Raises:
         ValueError: See `score_files`.

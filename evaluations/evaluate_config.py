@@ -11,7 +11,7 @@ from sag.build import register
 
 @dataclass
 class _Keys:
-    """The keys of configs/evaluate.yaml that are no settings of metrics, and their types; the values are there."""
+    """The keys of configs/evaluate.yaml that are not settings of metrics, with their types. The file has their values."""
 
     extractor: Any = None
     published: Any = None
@@ -25,12 +25,12 @@ class _Keys:
 
 
 def _settings() -> list[Any]:
-    """The settings of all metrics as fields that OmegaConf can read, which knows no Literal."""
+    """Return the settings of all metrics as dataclass fields. OmegaConf does not support Literal, so these become str."""
     hints = {name: hint for kind in METRICS for name, hint in get_type_hints(kind).items()}
     types = {name: str if get_origin(hints[name]) is Literal else hints[name] for name in SETTINGS}
     return [(name, types[name], field(default=setting.default)) for name, setting in SETTINGS.items()]
 
 
 EvaluateConfig = make_dataclass("EvaluateConfig", _settings(), bases=(_Keys,))
-"""All keys of configs/evaluate.yaml; the metrics bring their settings with them."""
+"""All keys of configs/evaluate.yaml, including the settings of the metrics."""
 register("evaluate", EvaluateConfig)

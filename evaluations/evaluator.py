@@ -1,6 +1,6 @@
-"""The command line of ADM's evaluator: python evaluations/evaluator.py REF.npz SAMPLES.npz prints its five lines.
+"""The command line of ADM's evaluator: python evaluations/evaluator.py REF.npz SAMPLES.npz prints the same five lines.
 
-Distances for precision and recall are rounded to float16, as there; scripts/evaluate.py has all options.
+Distances for precision and recall are rounded to float16, as in ADM's evaluator. scripts/evaluate.py has more options.
 """
 
 import argparse
@@ -19,7 +19,7 @@ LINES = {"is": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Pr
 
 
 def main() -> None:
-    """Score SAMPLES against REF; errors are one sentence and exit code 1."""
+    """Score SAMPLES against REF. Errors are one sentence, with exit code 1."""
     parser = argparse.ArgumentParser(description="Score a sample batch against a reference batch.")
     parser.add_argument("ref_batch", help="path to reference batch npz file")
     parser.add_argument("sample_batch", help="path to sample batch npz file")

@@ -1,4 +1,4 @@
-"""Features on disk: any number of processes fill shards of fixed size, which are then read back in the order of the images."""
+"""Features on disk. Any number of processes write shards of a fixed size, which are read in the order of the images."""
 
 import contextlib
 import io
@@ -22,7 +22,12 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt},
 
 
 class FeatureFiles:
-    """The features of `count` images in the shards of `folder`; iteration gives (index of the first image, arrays by name)."""
+    """The features of images in shards. Iteration yields pairs (index of the first image, arrays by name).
+
+    Args:
+        folder: The folder of the shards.
+        count: Number of images.
+    """
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
@@ -39,19 +44,19 @@ class FeatureFiles:
             yield number * SHARD, features
 
     def remove(self) -> None:
-        """Remove the files, what killed writers left of them, and the folder and the one above if they are then empty."""
+        """Remove the shards, including unfinished ones, and the folder and its parent if they are then empty."""
         folder = LocalFolder(self.folder)
         for name in self.names:
             folder.remove(name)
             folder.remove(f"{name}.claim")
         folder.remove_leftovers("", r"\d{8,}\.npz(\.claim)?")
         for path in (self.folder, self.folder.parent):
-            with contextlib.suppress(OSError):  # not empty: it holds files of somebody else
+            with contextlib.suppress(OSError):  # it is not empty: it has files of the user
                 path.rmdir()
 
 
 def folder_name(source: ImageSource, extractor: Extractor) -> str:
-    """A name that changes when the images or the extractor do."""
+    """Return a name for the features of these images and this extractor."""
     return sha256(f"{source.fingerprint} {extractor.id}".encode()).hexdigest()[:16]
 
 
@@ -64,13 +69,24 @@ def extract(
     title: str,
     progress: bool = True,
 ) -> FeatureFiles:
-    """Features of all images, in shards in `folder`; shards that are there are not made again.
+    """Compute the features of all images, except in shards that exist already.
 
-    Processes take shards in turn. The main one waits for what others have in hand, and returns with all shards there; they may
-    return earlier. title: stands before the progress bar. progress: whether there is one.
+    Processes share the shards. The main process returns when all shards are finished; the others may return earlier.
+
+    Args:
+        source: The images.
+        extractor: The feature network.
+        folder: The folder of the shards.
+        process: This process.
+        batch_size: Number of images that the extractor is given at once.
+        title: The text before the progress bar.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The features.
 
     Raises:
-        ValueError: features that are not finite, or what reading the images raises.
+        ValueError: If features are not finite, or an image cannot be read.
     """
     files = FeatureFiles(folder, len(source))
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +112,7 @@ def extract(
             except FileNotFoundError:
                 if process.main:
                     raise
-                break  # the others have finished and cleared the folder
+                break  # the other processes have finished and removed the folder
     return files
 
 

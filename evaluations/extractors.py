@@ -1,4 +1,4 @@
-"""Feature networks: images in, the features that the metrics are made of out."""
+"""Feature networks, which compute from images the features that metrics need."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from evaluations.precise import float32_products
 
 
 class Features(NamedTuple):
-    """Of n images: pool (n, D); spatial (n, S), for sFID, or None; logits (n, classes), for the Inception Score, or None."""
+    """The features of n images.
+
+    Attributes:
+        pool: (n, D).
+        spatial: (n, S), for sFID, or None.
+        logits: (n, classes), for the Inception Score, or None.
+    """
 
     pool: Tensor
     spatial: Tensor | None = None
@@ -22,10 +29,13 @@ class Features(NamedTuple):
 
 
 class Extractor(ABC, nn.Module):
-    """A frozen feature network in float32. `id` names network, weights and preprocessing: other id, other numbers.
+    """A frozen feature network in float32.
 
-    channels: of the images that it takes. notes: what a reader of the scores must know of this extractor. classes: how many
-    labels its logits are about, or None where they are not about the labels of the samples.
+    Attributes:
+        id: Identifies the network, its weights and its preprocessing. Scores are comparable only if it is equal.
+        channels: Number of channels of its images.
+        notes: Warnings about its scores.
+        classes: Number of classes of its logits, if these are the classes of the samples; otherwise None.
     """
 
     id: str
@@ -35,19 +45,26 @@ class Extractor(ABC, nn.Module):
 
     @abstractmethod
     def features(self, x: Tensor) -> Features:
-        """Features of images (n, channels, H, W), float32 with the values 0 to 255."""
+        """Compute the features of images (n, channels, H, W), float32 with values from 0 to 255."""
 
+    @override
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
-        """Features, float32 on the device of the network, of images (n, C, H, W) uint8; one channel counts as many equal ones.
+        """Compute the features of images.
+
+        Args:
+            images: (n, C, H, W) uint8. A single channel is repeated.
+
+        Returns:
+            The features, float32 on the device of the network.
 
         Raises:
-            ValueError: neither one channel nor as many as it takes, or the network returned other than features (n, D).
+            ValueError: If the images have the wrong number of channels, or the network returns features of the wrong shape.
         """
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
-                f"{type(self).__name__} takes images of 1 or {self.channels} channels, got {images.shape[1]}; for others give "
-                "your own network with extractor=module, and a number for each channel in extractor.mean and extractor.std"
+                f"{type(self).__name__} takes images of 1 or {self.channels} channels, got {images.shape[1]}; for others use "
+                "your own network with extractor=module, and one number per channel in extractor.mean and extractor.std"
             )
         parameter = next(self.parameters(), None)
         x = images.to(images.device if parameter is None else parameter.device).float()
@@ -64,11 +81,20 @@ class Extractor(ABC, nn.Module):
 
 
 class ModuleExtractor(Extractor):
-    """Any network that maps images (n, channels, H, W) to features (n, D), to (features, logits), or to a mapping of pool,
-    spatial, logits.
+    """An extractor made from any network.
 
-    size: images are resized to size x size (bicubic, antialiased); None leaves them as they are. mean, std: a number for each
-    channel, of which a network gets (value / 255 - mean) / std; std = 1/255 hands it the values 0 to 255.
+    The network maps images (n, channels, H, W) to features (n, D), to a pair (features, logits), or to a mapping with the keys
+    pool, spatial and logits.
+
+    Args:
+        name: Name of the network, for `id`.
+        network: The network.
+        size: Images are resized to size x size (bicubic, antialiased); None leaves them as they are.
+        mean: One number per channel. The network is given (value / 255 - mean) / std.
+        std: One number per channel; 1/255 gives the network values from 0 to 255.
+
+    Raises:
+        ValueError: If mean and std have different lengths. `features` raises it if the network returns something else.
     """
 
     def __init__(
@@ -81,16 +107,16 @@ class ModuleExtractor(Extractor):
     ) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected one of each for every channel")
+            raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected one number per channel in each")
         self.network, self.channels = network.eval(), len(mean)
-        for parameter in network.parameters():  # TorchScript knows no requires_grad_
+        for parameter in network.parameters():  # TorchScript modules have no requires_grad_
             parameter.requires_grad_(False)
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
         settings = repr((size, self.mean, self.std)).encode()
         self.id = f"{name}-{sha256(settings + state_hash(network).encode()).hexdigest()[:8]}"
 
+    @override
     def features(self, x: Tensor) -> Features:
-        """See `Extractor.features`."""
         if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -108,21 +134,26 @@ class ModuleExtractor(Extractor):
 
 
 def load_torchscript(path: str) -> nn.Module:
-    """A TorchScript network, on the CPU. TorchScript is a program: load it from sources you trust.
+    """Load a TorchScript network on the CPU. TorchScript runs code, so load it only from sources that you trust.
+
+    Args:
+        path: The file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or not TorchScript.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not TorchScript.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no TorchScript file at {path!r}")
     try:
-        return torch.jit.load(path, map_location="cpu")
+        network: nn.Module = torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         raise ValueError(f"{path} is not a TorchScript file ({str(error).splitlines()[0]})") from error
+    return network
 
 
 def state_hash(network: nn.Module) -> str:
-    """A hash of names and values of all weights."""
+    """Return a hash of the names and values of all weights."""
     digest = sha256(type(network).__name__.encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,22 +1,27 @@
-"""The bundled feature network: small, trained by this project on Fashion-MNIST, for images of 32 x 32 pixels."""
+"""The bundled feature network: a small classifier of 32 x 32 images, which this project trained on Fashion-MNIST."""
 
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typing_extensions import override
 
 from evaluations.extractors import Extractor, Features, state_hash
 
 WEIGHTS = Path(__file__).parent / "weights"
 REFERENCE = WEIGHTS / "fashion_mnist.npz"
-"""Statistics of the 60,000 training images and 10,000 of the images."""
-SPATIAL = 4  # channels of the 8 x 8 map that make sFID's features
+"""The bundled reference: statistics of the 60,000 training images, and 10,000 of the images."""
+SPATIAL = 4  # number of channels of the 8 x 8 map in sFID's features
 
 
 class FashionClassifier(nn.Module):
     """Five convolutions with group normalisation (arXiv:1803.08494), the mean over positions, and a linear layer.
 
-    It takes grey images (n, 1, 32, 32), float32 with the values 0 to 255, and returns logits (n, 10).
+    `forward` maps grey images (n, 1, 32, 32), float32 with values from 0 to 255, to logits (n, 10).
+
+    Args:
+        width: Channels of the first convolution.
+        dropout: Dropout probability before the linear layer.
     """
 
     image_size, in_channels, num_classes = 32, 1, 10
@@ -34,22 +39,29 @@ class FashionClassifier(nn.Module):
         self.fc = nn.Linear(4 * width, self.num_classes)
 
     def features(self, x: Tensor) -> Features:
-        """Pool (n, 128) of the last map, spatial (n, 256) of the first channels of the 8 x 8 map, logits (n, 10)."""
+        """Return pool (n, 128), spatial (n, 256), which are the first channels of the 8 x 8 map, and logits (n, 10)."""
         middle = self.to_8(self.to_16(x / 127.5 - 1))  # (n, 64, 8, 8)
         pool = self.top(middle).mean((2, 3))  # (n, 128)
         return Features(pool, middle[:, :SPATIAL].flatten(1), self.fc(self.dropout(pool)))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         logits = self.features(x).logits
         assert logits is not None
         return logits
 
 
 class FashionFeatures(Extractor):
-    """`FashionClassifier` with the bundled weights; its scores compare with each other, not with published ones.
+    """`FashionClassifier` as an extractor. Its scores are comparable with each other, not with published ones.
 
-    weights: a path of a safetensors file; None takes the bundled one.
+    It takes images of 32 x 32 pixels and averages their channels.
+
+    Args:
+        weights: A safetensors file; by default the bundled one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If images have another size (`features`).
     """
 
     classes = FashionClassifier.num_classes
@@ -65,12 +77,8 @@ class FashionFeatures(Extractor):
         self.float().eval().requires_grad_(False)
         self.id = f"fashion_features-{state_hash(self.network)[:8]}"
 
+    @override
     def features(self, x: Tensor) -> Features:
-        """See `Extractor.features`; images of 32 x 32, whose channels are averaged.
-
-        Raises:
-            ValueError: images of another size.
-        """
         size = FashionClassifier.image_size
         if x.shape[2:] != (size, size):
             raise ValueError(

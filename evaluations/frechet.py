@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussians (FID, sFID, FD-DINOv2) from streamed moments."""
+"""The Fréchet distance between Gaussians (FID, sFID, FD-DINOv2), from moments that are computed batch by batch."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh, lapack, svdvals
 
 Array = NDArray[np.float64]
-BLOCK = 128  # rows at once
+BLOCK = 128  # rows that are compared at once
 STORED = 1e-5
-"""What a covariance that was computed or stored in float32 may lack to be one, relative to its largest variance."""
+"""The errors that float32 may cause in a covariance, relative to its largest variance."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Statistics:
 
     Args:
         mean: (D,).
-        covariance: (D, D), ddof = 1.
-        count: of how many images; None if not known.
-        source: the file they are from, for messages; None if they were computed.
+        covariance: (D, D), with ddof = 1.
+        count: Number of images; None if unknown.
+        source: The file of the moments, for messages; None if they were computed.
     """
 
     mean: Array
@@ -30,9 +30,9 @@ class Statistics:
 
 
 class Moments:
-    """Mean and covariance of features that come a batch at a time, in float64; the batches themselves are not kept.
+    """Computes mean and covariance of features batch by batch, in float64. The features are not kept.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not lose digits to a large mean.
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which stays exact for large means.
     """
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Moments:
         self.count = total
 
     def statistics(self) -> Statistics:
-        """What has been added so far.
+        """Return the moments of all features that were added.
 
         Raises:
-            ValueError: fewer than two images, which have no covariance.
+            ValueError: If there are fewer than two images, which have no covariance.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
@@ -67,21 +67,21 @@ class Moments:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al., arXiv:1706.08500, Eq. 6.
+    """Compute |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (arXiv:1706.08500, Eq. 6).
 
-    With S = R R^T, tr (S_a S_b)^(1/2) is the sum of the singular values of R_a^T R_b. No matrix square root is taken, nothing
-    is squared and rooted again, and covariances of fewer images than dimensions are exact too.
+    With S = R R^T, tr (S_a S_b)^(1/2) is the sum of the singular values of R_a^T R_b. This needs no matrix square root, and is
+    also exact if there are fewer images than dimensions.
 
     Args:
-        a: one side.
-        b: the other side.
+        a: One side.
+        b: The other side.
 
     Returns:
-        The distance, never below 0.
+        The distance, at least 0.
 
     Raises:
-        ValueError: different numbers of features, values that are not finite, or a covariance that is not symmetric or not
-            positive semidefinite.
+        ValueError: If the numbers of features differ, values are not finite, or a covariance is not symmetric or not positive
+            semidefinite.
     """
     for statistics in (a, b):
         _check_shape(statistics)
@@ -91,7 +91,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     overlap = svdvals(roots[0].T @ roots[1], overwrite_a=True).sum() if all(root.size for root in roots) else 0.0
     delta = a.mean - b.mean
     distance = delta @ delta + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return max(0.0, float(distance))  # equal Gaussians may differ from 0 by rounding
+    return max(0.0, float(distance))  # for equal Gaussians, rounding may give a negative number
 
 
 def _check_shape(statistics: Statistics) -> None:
@@ -105,10 +105,10 @@ def _check_shape(statistics: Statistics) -> None:
 
 
 def _root(statistics: Statistics) -> Array:
-    """R (D, rank) with R R^T = covariance: Cholesky's factor with complete pivoting, which stops at the rank."""
+    """Return R (D, rank) with R R^T = covariance, by a Cholesky decomposition with complete pivoting, which finds the rank."""
     covariance = statistics.covariance
     largest = np.abs(covariance.diagonal()).max()
-    blocks = (slice(start, start + BLOCK) for start in range(0, len(covariance), BLOCK))  # a third of the time of the whole
+    blocks = (slice(start, start + BLOCK) for start in range(0, len(covariance), BLOCK))  # three times as fast as in one step
     skew = max(np.abs(covariance[block, block.start :] - covariance[block.start :, block].T).max() for block in blocks)
     if skew > STORED * largest:
         raise ValueError(
@@ -118,7 +118,7 @@ def _root(statistics: Statistics) -> Array:
     order = pivots - 1
     root = np.empty((len(covariance), rank))
     root[order] = np.tril(factor)[:, :rank]
-    rest = order[rank:]  # what the factor does not explain is nothing, up to rounding, if the covariance is one
+    rest = order[rank:]  # of a true covariance, the factor leaves only rounding errors there
     unexplained = covariance[np.ix_(rest, rest)] - root[rest] @ root[rest].T
     if unexplained.size and np.abs(unexplained).max() > 100 * len(covariance) * np.finfo(float).eps * largest:
         return _root_of_rounded(statistics, largest)
@@ -126,14 +126,15 @@ def _root(statistics: Statistics) -> Array:
 
 
 def _root_of_rounded(statistics: Statistics, largest: float) -> Array:
-    """As `_root`, for a covariance with negative eigenvalues, which are left out if rounding to float32 explains them."""
+    """Return R for a covariance with negative eigenvalues, which are ignored if rounding to float32 explains them."""
     values, vectors = eigh(statistics.covariance)
     if values[0] < -STORED * largest:
         raise ValueError(
             f"{_called('covariance', statistics)} is not positive semidefinite: its eigenvalues reach from {values[0]:.3g} to "
             f"{values[-1]:.3g}, so it is the covariance of no data"
         )
-    return vectors * np.sqrt(values.clip(0))
+    root: Array = vectors * np.sqrt(values.clip(0))
+    return root
 
 
 def _called(name: str, statistics: Statistics) -> str:

@@ -1,4 +1,4 @@
-"""Inception of 2015-12-05, the network behind FID, sFID, IS, precision and recall of ADM's evaluator."""
+"""The Inception network of 2015-12-05, which FID, sFID, IS, precision and recall use in ADM's evaluator."""
 
 import os
 import pickle
@@ -18,25 +18,31 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionE_1,
     InceptionE_2,
 )
+from typing_extensions import override
 
 from evaluations.extractors import Extractor, Features
 from evaluations.resize import resize_tensorflow1
 from sag.storage import CacheError, writing_cache
 
-SHA256 = "6726825d"  # how the sha256 of the published weights starts; it is in their name
+SHA256 = "6726825d"  # the start of the sha256 of the published weights, as in their name
 SIZE = 299
-SPATIAL = 7  # channels of Mixed_6d.branch1x1 that make sFID's features
+SPATIAL = 7  # number of channels of Mixed_6d.branch1x1 in sFID's features
 
 
 class Inception(Extractor):
-    """torch-fidelity's blocks and weights; one pass gives pool (2048), spatial (17 x 17 x 7 in NHWC order) and logits (1008).
+    """Inception with the blocks and weights of torch-fidelity, for images of any size.
 
-    weights: None is torch-fidelity's file, from torch hub's cache ($TORCH_HOME) or downloaded into it; a path; or "random",
-    for scores that can be compared with each other only. sha256: how the file's hash must start; None takes any file.
+    Features are pool (2048), spatial (17 x 17 x 7 in NHWC order) and logits (1008).
+
+    Args:
+        weights: A path, or "random" for scores that are only comparable with each other. By default, torch-fidelity's file in
+            torch hub's cache ($TORCH_HOME), which is downloaded if it is missing.
+        sha256: The required start of the file's hash; None accepts any file.
 
     Raises:
-        FileNotFoundError, OSError: no file at the path given, no download.
-        ValueError: another file than `sha256` says, or one that holds no Inception.
+        FileNotFoundError: If there is no file at the path.
+        OSError: If the download fails.
+        ValueError: If the file has another hash, or is not an Inception network.
     """
 
     def __init__(self, weights: str | None = None, sha256: str | None = SHA256) -> None:
@@ -57,7 +63,7 @@ class Inception(Extractor):
             name = f"inception-2015-12-05-{digest[:8]}" if digest.startswith(SHA256) else f"inception-{digest[:8]}"
         self.id = f"{name}/tensorflow1-bilinear/nhwc"
         self.float().eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # a third faster on a CPU, and no less exact
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU, and as exact
 
     def _build(self) -> None:
         self.Conv2d_1a_3x3 = BasicConv2d(3, 32, kernel_size=3, stride=2)
@@ -80,22 +86,22 @@ class Inception(Extractor):
         self.Mixed_7c = InceptionE_2(2048)
         self.fc = nn.Linear(2048, 1008)
 
+    @override
     def features(self, x: Tensor) -> Features:
-        """See `Extractor.features`; images of any size."""
         x = (resize_tensorflow1(x, SIZE, SIZE) - 128) / 128  # (n, 3, 299, 299)
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (n, 64, 147, 147)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.MaxPool_1(x)))  # (n, 192, 71, 71)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self.MaxPool_2(x))))  # (n, 288, 35, 35)
-        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))  # (n, 768, 17, 17), branch1x1 comes first
+        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))  # (n, 768, 17, 17), branch1x1 first
         spatial = x[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)  # (n, 2023)
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))  # (n, 2048, 8, 8)
         pool = x.mean((2, 3))  # (n, 2048)
-        return Features(pool, spatial, pool @ self.fc.weight.T)  # the score's logits have no bias
+        return Features(pool, spatial, pool @ self.fc.weight.T)  # logits of the Inception Score have no bias
 
 
 def _fill_randomly(network: nn.Module) -> None:
-    """He's initialisation from a fixed seed, so that activations neither grow nor vanish with depth."""
+    """Initialise as in arXiv:1502.01852 with a fixed seed, so that activations neither grow nor vanish with depth."""
     generator = torch.Generator().manual_seed(0)
     fill: dict[str, Callable[[Tensor], object]] = {"running_var": nn.init.ones_, "bn.weight": nn.init.ones_}
     for name, value in network.state_dict().items():
@@ -106,12 +112,16 @@ def _fill_randomly(network: nn.Module) -> None:
 
 
 def inception_weights(weights: str | None, *, download: bool = True) -> Path:
-    """The file of the weights: `weights`, or torch-fidelity's in torch hub's cache, downloaded if it is not there.
+    """Return the file of the weights.
+
+    Args:
+        weights: A path; by default torch-fidelity's file in torch hub's cache.
+        download: Whether to download that file if it is missing.
 
     Raises:
-        FileNotFoundError: no file `weights`.
-        CacheError: torch hub's cache cannot be written.
-        OSError: a download that failed.
+        FileNotFoundError: If there is no file at `weights`.
+        CacheError: If torch hub's cache cannot be written.
+        OSError: If the download fails.
     """
     if weights is not None:
         if not Path(weights).is_file():

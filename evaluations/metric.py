@@ -1,8 +1,8 @@
-"""What a metric is: what it needs, what it keeps of the features, and its values.
+"""The base class of metrics: what a metric needs, what it keeps of the features, and its values.
 
-A module in `evaluations/metrics/` that defines a subclass of `Metric` is a metric; no other file mentions it. Its fields are
-its settings, which are keys of scripts/evaluate.py too. Modules of metrics import torch and scipy only where they compute, so
-that listing the metrics is fast.
+A metric is a module in `evaluations/metrics/` that defines a subclass of `Metric`; no other file mentions it. Its fields are
+its settings, which are also keys of scripts/evaluate.py. Modules of metrics import torch and scipy only in the functions that
+compute, so that listing the metrics is fast.
 """
 
 from __future__ import annotations
@@ -25,45 +25,57 @@ if TYPE_CHECKING:
     from sag.data import ImageSource
 
 Need = Literal["pool", "spatial", "logits", "labels"]
-"""Features of the extractor; "labels" are those of the images, for an extractor that classifies by the same labels."""
+"""Features of the extractor, or "labels": the labels of the images, for an extractor with the same classes."""
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Unavailable(ValueError):
-    """A metric cannot be had from these features; the message says why. The other metrics are measured all the same."""
+    """A metric cannot be computed from these features. The message says why; the other metrics are still measured."""
 
 
 class Running(Protocol[T_co]):
-    """A summary in the making."""
+    """A summary that is being computed."""
 
     def update(self, start: int, features: Mapping[str, NDArray[np.float32]]) -> None:
-        """Add the features (n, D), by name, of images start to start + n - 1."""
+        """Add the features of n consecutive images.
+
+        Args:
+            start: Index of the first image.
+            features: Features by name, (n, D) each.
+        """
 
     def result(self) -> T_co:
-        """The summary, once all images have been added."""
+        """Return the summary, after all images were added."""
 
 
 class Summary(ABC, Generic[T]):
-    """What a metric keeps of the features of one batch. Subclasses are frozen dataclasses: metrics share equal summaries."""
+    """What a metric keeps of the features of one batch.
+
+    Subclasses are frozen dataclasses, so that metrics can share equal summaries.
+    """
 
     @abstractmethod
     def begin(self, images: ImageSource) -> Running[T]:
         """Start the summary of a batch."""
 
     def stored(self, batch: Batch) -> Statistics | None:
-        """The summary, if the file holds it; its images are then not needed."""
+        """Return the summary if the file has it, so that images are not needed; otherwise None."""
         return None
 
     @property
     def absent(self) -> str:
-        """What is wrong with a file that has neither images nor this summary."""
+        """What is wrong with a file that has neither images nor this summary, for messages."""
         return "holds statistics only, no images (arr_0)"
 
 
 @dataclass(frozen=True)
 class MomentsOf(Summary["Statistics"]):
-    """Mean and covariance of pool or spatial features, which need the same memory for any number of images."""
+    """Mean and covariance of features. They need the same memory for any number of images.
+
+    Args:
+        feature: "pool" or "spatial".
+    """
 
     feature: Literal["pool", "spatial"]
 
@@ -98,7 +110,11 @@ class _RunningMoments:
 
 @dataclass(frozen=True)
 class Rows(Summary["torch.Tensor"]):
-    """All features of one kind as a float32 tensor (N, D) on the CPU: 8 kB for each image with Inception's pool features."""
+    """All features of one kind as a float32 tensor (N, D) on the CPU. Inception's pool features need 8 kB per image.
+
+    Args:
+        feature: "pool", "spatial" or "logits".
+    """
 
     feature: Literal["pool", "spatial", "logits"] = "pool"
 
@@ -130,13 +146,13 @@ class Metric(ABC, Generic[T]):
     """One or several values that are measured together. Subclasses are frozen dataclasses; their fields are the settings.
 
     Attributes:
-        values: The names of the values, and what a column of a table calls them.
-        extras: Names of further values, which nobody asks for by name: a spread, say.
-        needs: What it is made of.
-        reference: Whether it compares the samples with a reference.
-        default: Whether it is measured if nobody says which metrics.
-        column: Whether it is measured for the rows of tables.
-        place: Where it stands among the others; metrics of one place are in the order of their modules' names.
+        values: Names of the values, with their titles in tables.
+        extras: Names of further values that cannot be requested by name, such as a standard deviation.
+        needs: What the metric is computed from.
+        reference: Whether samples are compared with a reference.
+        default: Whether the metric is measured by default.
+        column: Whether the metric is measured for the rows of tables.
+        place: Position among the metrics. Metrics of the same place are ordered by the names of their modules.
     """
 
     values: ClassVar[Mapping[str, str]]
@@ -149,7 +165,7 @@ class Metric(ABC, Generic[T]):
 
     @property
     def minimum(self) -> int:
-        """How many images each side must have."""
+        """The smallest number of images on each side."""
         return 2
 
     @property
@@ -159,35 +175,35 @@ class Metric(ABC, Generic[T]):
 
     @abstractmethod
     def measure(self, sides: Sequence[T], device: torch.device) -> Mapping[str, float]:
-        """The values.
+        """Compute the values.
 
         Args:
-            sides: The summary of the samples and, for a metric with a reference, that of the reference.
-            device: Where to compute what takes long.
+            sides: The summary of the samples and, for a metric with a reference, the summary of the reference.
+            device: The device for long computations.
 
         Returns:
-            The values and extras by name.
+            The values and extras, by name.
 
         Raises:
-            Unavailable: These features have no such value.
+            Unavailable: If the features have no such value.
         """
 
     def warnings(self, sides: Sequence[T]) -> Sequence[str]:
-        """What a reader of the values must know of them, a sentence each."""
+        """Return warnings about the values, one sentence each."""
         return ()
 
 
 def check_count(name: str, value: object, least: int = 1, also: str = "") -> None:
-    """Check a setting that counts something.
+    """Check a setting that is a count.
 
     Args:
-        name: The setting.
+        name: Name of the setting.
         value: Its value.
-        least: The smallest one that makes sense.
-        also: What else the setting takes, for the message.
+        least: The smallest valid value.
+        also: Other valid values, for the message.
 
     Raises:
-        ValueError: It is no whole number, or a smaller one.
+        ValueError: If the value is not a whole number, or is smaller than `least`.
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number{also}, got {value!r}")

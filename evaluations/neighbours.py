@@ -1,8 +1,8 @@
 """Metrics of nearest neighbours: precision and recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797).
 
-Features are (N, D) float32 on any one device. Distances are computed a tile at a time by matrix products, and every decision
-that rounding could change is made again from the differences in float64: the results are those of exact arithmetic, whatever
-the device, the tile or the library.
+Features are (N, D) float32 on one device. Distances are computed in tiles by matrix products. Every decision that rounding
+could change is made again from the differences in float64. The results are therefore those of exact arithmetic, for any
+device, tile size and library.
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,29 @@ from torch import Tensor
 from evaluations.precise import float32_products
 
 DistanceDtype = Literal["float32", "float16"]
-TILE = 512  # rows and columns whose distances are held at once
-SPARE = 4  # candidates beyond the k-th neighbour that are measured exactly
-PAIRS = 256  # pairs measured exactly at once
-ROWS = 16  # rows whose candidates are measured at once
+TILE = 512  # rows and columns of a tile of distances
+SPARE = 4  # candidates beyond the k-th neighbour whose distances are computed exactly
+PAIRS = 256  # pairs whose distances are computed exactly at once
+ROWS = 16  # rows whose candidates are computed exactly at once
 
 
 def precision_recall(
     samples: Tensor, reference: Tensor, k: int = 3, distance_dtype: DistanceDtype = "float32"
 ) -> tuple[float, float]:
-    """Precision: the share of samples within the distance of the k-th neighbour of any reference image; recall: the reverse.
+    """Compute precision and recall (arXiv:1904.06991).
 
-    distance_dtype: "float16" rounds as ADM's evaluator does, which lifts both a little.
+    Args:
+        samples: Features of the samples, (N, D) float32.
+        reference: Features of the reference images, (M, D) float32.
+        k: The radius of an image's neighbourhood is the distance of its k-th nearest neighbour.
+        distance_dtype: "float16" rounds as ADM's evaluator does, which raises both values a little.
+
+    Returns:
+        Precision, the share of samples in the neighbourhood of a reference image; and recall, the share of reference images in
+        the neighbourhood of a sample.
 
     Raises:
-        ValueError: k neighbours do not exist, or features are not finite.
+        ValueError: If there are not enough images for k neighbours, or features are not finite.
     """
     _check(samples, reference, k)
     if distance_dtype == "float16":
@@ -43,12 +51,19 @@ def precision_recall(
 
 
 def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density: how many reference neighbourhoods hold a sample, over k; coverage: the share of those that hold any.
+    """Compute density and coverage (arXiv:2002.09797). Neighbourhoods are open, as in the authors' program.
 
-    A neighbourhood is open, as in the authors' program.
+    Args:
+        samples: See `precision_recall`.
+        reference: See `precision_recall`.
+        k: See `precision_recall`.
+
+    Returns:
+        Density, the mean number of reference neighbourhoods that contain a sample, divided by k; and coverage, the share of
+        reference neighbourhoods that contain a sample.
 
     Raises:
-        As `precision_recall`.
+        ValueError: See `precision_recall`.
     """
     _check(samples, reference, k)
     inside = _Count(len(samples), len(reference), samples.device)
@@ -59,7 +74,15 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> tuple[fl
 
 
 def radii(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each row of (N, D) to its k-th nearest other row, (N,) float64."""
+    """Return the squared distance of each row to its k-th nearest other row.
+
+    Args:
+        features: (N, D) float32.
+        k: Which neighbour.
+
+    Returns:
+        (N,) float64.
+    """
     candidates = min(k + 1 + SPARE, len(features))
     found = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for rows, columns, tile in _tiles(features, features):
@@ -75,7 +98,7 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 
 def _kth(features: Tensor, rows: slice, candidates: Tensor, others: Tensor, k: int) -> Tensor:
-    """The exact k-th distances of some rows, given candidates (n, m) and a lower bound (n,) for all who are none."""
+    """Return the exact k-th distances of rows. `others` (n,) is a lower bound for all that are not `candidates` (n, m)."""
     own = features[rows]
     pairs = [_exact(x[:, None], features[places]) for x, places in zip(own.split(ROWS), candidates.split(ROWS), strict=True)]
     radius = torch.cat(pairs).topk(k + 1, largest=False).values[:, k]
@@ -87,7 +110,7 @@ def _kth(features: Tensor, rows: slice, candidates: Tensor, others: Tensor, k: i
 
 
 class _Count:
-    """How many columns are inside for each row, and the reverse."""
+    """Counts the columns that are inside for each row, and the rows for each column."""
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         self.of_row = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -99,19 +122,27 @@ class _Count:
 
 
 class _Tile:
-    """Squared distances of x (n, D) to y (m, D), approximate, and by how much they may be wrong, (n, m) in `centre`'s dtype."""
+    """Approximate squared distances of x (n, D) to y (m, D), and bounds of their errors, (n, m) in the dtype of `centre`."""
 
     def __init__(self, x: Tensor, y: Tensor, centre: Tensor, norm_x: Tensor, norm_y: Tensor) -> None:
         self.x, self.y = x, y
         with float32_products():
             self.squared = torch.addmm(norm_y.square()[None, :], x - centre, (y - centre).T, alpha=-2)
         self.squared += norm_x.square()[:, None]
-        # |computed - true| of an inner product of D terms is at most D u |x| |y|; 8 more for the sums and roundings around it
+        # The error of an inner product of D terms is at most D u |x| |y|; add 8 for the sums and roundings around it
         root = ((x.shape[1] + 8) * torch.finfo(centre.dtype).eps / 2) ** 0.5
         self.error = (norm_x * root)[:, None].add((norm_y * root)[None, :]).square_()
 
     def within(self, radius: Tensor, closed: bool = True) -> Tensor:
-        """Whether the true squared distance is at most (less than, if not closed) `radius`, (1, m) or (n, 1); (n, m) bool."""
+        """Return whether the true squared distances are at most `radius`, or below it if not `closed`.
+
+        Args:
+            radius: (1, m) or (n, 1).
+            closed: Whether equality counts.
+
+        Returns:
+            (n, m) bool.
+        """
         excess = self.squared - radius.to(self.squared.dtype)
         inside = excess < 0
         rows, columns = (excess.abs_() <= self.error).nonzero(as_tuple=True)
@@ -123,10 +154,10 @@ class _Tile:
 
 
 def _tiles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, _Tile]]:
-    centre = y.mean(0)  # the nearer to zero, the smaller the error
+    centre = y.mean(0)  # errors are smaller near zero
     probe = next(_tiles_around(centre, x[:: -(-len(x) // 64)], y[:: -(-len(y) // TILE)]))[2]
     near = probe.squared.topk(min(4, probe.squared.shape[1]), largest=False).values[:, -1]
-    # where neighbours are so near that float32 leaves many pairs to be measured exactly, float64 is faster
+    # If neighbours are so near that float32 leaves many pairs to be computed exactly, float64 is faster
     fine = near.median() > 500 * probe.error.median()
     yield from _tiles_around(centre if fine else centre.double(), x, y)
 
@@ -152,7 +183,7 @@ def _check(samples: Tensor, reference: Tensor, k: int) -> None:
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) <= k:
             raise ValueError(f"{k} nearest neighbours need more than {k} {name}, got {len(features)}")
-        if not all(part.isfinite().all() for part in features.split(TILE)):  # of the whole at once it would take a copy
+        if not all(part.isfinite().all() for part in features.split(TILE)):  # in parts, since it needs a copy
             raise ValueError(f"features of the {name} are not finite")
 
 
@@ -171,7 +202,7 @@ def _precision_recall_float16(samples: Tensor, reference: Tensor, k: int) -> tup
 
 
 def _rounded(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances (n, m) with every intermediate result rounded to float16; tiles where that overflows in float32."""
+    """Return squared distances (n, m), with all intermediate results rounded to float16. Tiles that overflow use float32."""
     return torch.cat([_rounded_tile(x, part) for part in y.split(TILE)], 1)
 
 

@@ -1,4 +1,4 @@
-"""float32 that means float32."""
+"""Computation in true float32."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def float32_products() -> Iterator[None]:
-    """No TF32, no reduced-precision products, no autocast within the block; the settings found are put back."""
+    """Switch off TF32, reduced-precision products and autocast within the block, and restore the settings after it."""
     with _ieee(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         yield
 
@@ -16,7 +16,7 @@ def float32_products() -> Iterator[None]:
 @contextlib.contextmanager
 def _ieee() -> Iterator[None]:
     b = torch.backends
-    if hasattr(b.cuda.matmul, "fp32_precision"):  # since torch 2.9; reading the older switches may fail once these are in use
+    if hasattr(b.cuda.matmul, "fp32_precision"):  # since torch 2.9; older switches may fail after these were used
         switches = (b.cuda.matmul, b.cudnn.conv, b.mkldnn.matmul, b.mkldnn.conv)  # type: ignore[attr-defined]
         saved = [switch.fp32_precision for switch in switches]
         for switch in switches:

@@ -1,4 +1,4 @@
-"""Numbers of a paper, and whether ours can be put beside them."""
+"""Published numbers, and whether scores can be compared with them."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from evaluations.batches import Batch
 
 @dataclass(frozen=True)
 class Published:
-    """What somebody published of a sample batch.
+    """Published scores.
 
     Args:
-        source: Who, where.
-        extractor: The id of the feature network that they used.
-        num_samples: How many samples they scored.
-        values: By the names of the metrics, without N.
-        tolerance: By how much a correct evaluation may differ, for the values that have one.
-        any_n: Whether to compare at another number of samples too.
+        source: Where they were published.
+        extractor: Id of their feature network.
+        num_samples: Their number of samples.
+        values: Values by name. Names do not include N.
+        tolerance: The largest difference of a correct evaluation, for some of the values.
+        any_n: Whether to compare with other numbers of samples as well.
     """
 
     source: str
@@ -26,25 +26,25 @@ class Published:
     any_n: bool = False
 
     def check(self, samples: Batch, extractor: str) -> None:
-        """Check that samples can be put beside these numbers.
+        """Check that the scores of samples can be compared with these numbers.
 
         Args:
-            samples: What is to be compared.
-            extractor: The id of the extractor that scores them.
+            samples: The samples.
+            extractor: Id of the extractor that scores them.
 
         Raises:
-            ValueError: Another extractor, or another number of samples.
+            ValueError: If the extractor or the number of samples differs.
         """
         if self.extractor != extractor:
             raise ValueError(f"{self.source} used {self.extractor}; the extractor here is {extractor}")
         if samples.count != self.num_samples and not self.any_n:
             raise ValueError(
-                f"{self.source} is about {self.num_samples} samples, {samples.path} holds {samples.count}: "
-                "FID depends on their number; published.any_n=true compares all the same"
+                f"{self.source} has the scores of {self.num_samples} samples, but {samples.path} holds {samples.count}: "
+                "FID depends on their number; published.any_n=true compares them anyway"
             )
 
     def within(self, name: str, value: float) -> bool | None:
-        """Return whether a value is as near to the published one as it must be; None where there is no tolerance."""
+        """Return whether a value is within the tolerance of the published one; None if there is no tolerance."""
         tolerance = (self.tolerance or {}).get(name)
         if name not in self.values or tolerance is None:
             return None

@@ -1,13 +1,21 @@
-"""The resize of TensorFlow 1 that the Inception graph was trained and measured with."""
+"""The resize of TensorFlow 1, with which the Inception network was trained and is used."""
 
 import torch
 from torch import Tensor
 
 
 def resize_tensorflow1(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, corners at pixel centres (0, 0), no antialiasing; coordinates and arithmetic in float32, bit for bit.
+    """Resize images bilinearly, bit-equal to TensorFlow 1.
 
-    x: (N, C, H, W) float32. Returns (N, C, height, width).
+    Position 0 of the output is position 0 of the input, there is no antialiasing, and all arithmetic is in float32.
+
+    Args:
+        x: Images, (N, C, H, W) float32.
+        height: The new height.
+        width: The new width.
+
+    Returns:
+        (N, C, height, width) float32.
     """
     x = _along(x, width, 3)  # (N, C, H, width)
     return _along(x, height, 2)  # (N, C, height, width)

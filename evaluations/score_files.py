@@ -33,12 +33,12 @@ class Scored:
     """The scores of a sample batch.
 
     Attributes:
-        values: By the names of the metrics, without N.
-        count: How many samples there are, None where a file of statistics does not say.
-        identity: Everything that decides the scores: fingerprints of samples and reference, extractor, settings, version.
-        record: What is in the file: the values by names with N, what is unavailable, warnings, versions, commit, device, ...
-        path: The file.
-        new: Whether they were measured now; otherwise they were found in the file.
+        values: Values by name. Names do not include N.
+        count: Number of samples; None if a file of statistics does not state it.
+        identity: What determines the scores: fingerprints of samples and reference, extractor, settings and version.
+        record: The content of the file: values by names with N, reasons of missing values, warnings, versions, device, ...
+        path: The JSON file.
+        new: Whether the scores were measured now. Otherwise they were read from the file.
     """
 
     values: dict[str, float]
@@ -63,7 +63,7 @@ def score_files(
     process: Process | None = None,
     progress: bool = False,
 ) -> Scored | None:
-    """Score samples against a reference, unless that has been done already, and record the scores in a file.
+    """Score samples against a reference and record the scores in a file. Existing scores are read from the file.
 
     Example:
         >>> import numpy as np
@@ -78,26 +78,26 @@ def score_files(
         False
 
     Args:
-        samples: An npz (a path or an address), a folder of PNGs, or the folder of a run; None is the newest finished run in
+        samples: An npz (a path or an address), a folder of PNGs, or the folder of a run; by default the newest finished run in
             outputs/.
-        reference: An npz (a path or an address), a folder of PNGs, or "fashion_mnist"; None is that of the model which made
-            the samples.
-        metrics: The names of what to measure (`python -m evaluations.metrics` lists them), or metrics of your own.
-        settings: Settings of the metrics where they differ from the defaults.
-        extractor: The feature network; None is `FashionFeatures` for the bundled reference, `Inception` for any other.
-        published: Numbers that the scores will be compared with; what cannot be compared is refused before the work.
+        reference: An npz (a path or an address), a folder of PNGs, or "fashion_mnist"; by default the reference of the model
+            that made the samples.
+        metrics: Names of values (`python -m evaluations.metrics` lists them), or metrics of your own.
+        settings: Settings of the metrics that differ from the defaults.
+        extractor: The feature network; by default `FashionFeatures` for the bundled reference, and `Inception` for others.
+        published: Numbers to compare the scores with. Samples that cannot be compared are refused before any work.
         device: "cpu", "cuda", "cuda:N", or "auto".
-        batch_size: How many images the extractor gets at once.
-        out: The JSON file for the scores; None names one beside the samples.
-        process: This process among those that share the work; None is as the launcher says.
+        batch_size: Number of images that the extractor is given at once.
+        out: The JSON file for the scores; by default a file next to the samples.
+        process: This process, if several share the work; by default as the launcher started it.
         progress: Whether to show progress bars on stderr.
 
     Returns:
-        The scores; None in all processes but the main one.
+        The scores; None in all processes except the main one.
 
     Raises:
-        ValueError: Files, settings or a place that cannot be used; the message says what to change.
-        OSError: Files that are not there, or cannot be fetched.
+        ValueError: If a file, a setting or `out` cannot be used. The message says what to change.
+        OSError: If a file does not exist or cannot be downloaded.
     """
     check_count("batch_size", batch_size)
     chosen, process = choose(metrics, settings), process or Process.current()
@@ -140,16 +140,16 @@ def score_files(
 
 
 def find_samples(given: str | Path | None) -> Path:
-    """Find the file or folder of images.
+    """Find the file or folder of samples.
 
     Args:
-        given: A file, an address, a folder of images or of a run of scripts/sample.py; None is the newest run in outputs/.
+        given: A file, an address, a folder of images, or the folder of a run; by default the newest run in outputs/.
 
     Returns:
         The path of an npz or of a folder of images.
 
     Raises:
-        ValueError: A run that is not finished, or none at all.
+        ValueError: If there is no run, or the run is not finished.
     """
     if given is None:
         runs = sorted(Path("outputs").glob("*/samples_*.npz"), key=lambda path: path.stat().st_mtime)
@@ -169,24 +169,25 @@ def find_samples(given: str | Path | None) -> Path:
 
 
 def find_reference(given: str | Path | None, samples: Path) -> Path | None:
-    """Find the reference.
+    """Find the reference, and download it into the cache if it is an address.
 
     Args:
-        given: A file, an address, a folder, or "fashion_mnist"; None is that of the model in the config beside the samples.
-        samples: Where the samples are.
+        given: A file, an address, a folder, or "fashion_mnist"; by default the reference of the model in the config next to
+            the samples.
+        samples: The path of the samples.
 
     Returns:
-        Its path; an address is downloaded into the cache. None if nothing names one.
+        The path of the reference; None if there is none.
     """
     if given is None:
         given = (recorded_model(samples) or {}).get("reference")
-    if not isinstance(given, str | Path):  # nothing, or a config of somebody else
+    if not isinstance(given, str | Path):  # there is none, or the config is not of this project
         return None
     return REFERENCE if given == "fashion_mnist" else _fetched(given)
 
 
 def recorded_model(samples: Path) -> dict[str, Any] | None:
-    """Return the model in the config beside samples, None if there is no config of a run."""
+    """Return the model in the config next to the samples; None if there is no config of a run."""
     try:
         found = yaml.safe_load((samples.parent / "config.yaml").read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
@@ -196,16 +197,16 @@ def recorded_model(samples: Path) -> dict[str, Any] | None:
 
 
 def missing_reference(samples: Path) -> str:
-    """Return the message that samples come with no reference."""
+    """Return the message for samples without a reference."""
     model = recorded_model(samples)
     if model is None:
         return (
-            f"reference= is missing, and no config beside {samples} names one: give an npz or a folder of PNGs; "
+            f"reference= is missing, and no config next to {samples} names one: give an npz or a folder of PNGs; "
             "scripts/make_reference.py makes one"
         )
     return (
-        f"reference= is missing, and {model.get('name')}, the model of {samples}, comes with none: give an npz or a folder of "
-        "PNGs of its data; scripts/make_reference.py makes an npz"
+        f"reference= is missing, and {model.get('name')}, the model of {samples}, has none: give an npz or a folder of PNGs "
+        "of its data; scripts/make_reference.py makes an npz"
     )
 
 
@@ -229,7 +230,7 @@ def _default_extractor(reference: Batch | None) -> Extractor:
 def _identity(
     samples: Batch, reference: Batch | None, extractor: Extractor, metrics: Mapping[str, Metric[Any]]
 ) -> dict[str, Any]:
-    """Everything that decides the scores, as JSON has it: the settings of metrics that are not measured do not count."""
+    """Return what determines the scores, as JSON values. It has only the settings of the metrics that are measured."""
     settings = {name: value for metric in metrics.values() for name, value in asdict(metric).items()}
     identity = {
         "samples": samples.fingerprint,
@@ -257,20 +258,20 @@ def _out_file(given: str | Path | None, samples: Batch, identity: Mapping[str, A
 
 
 def _earlier(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record in `out` if it answers the same question, None if there is none."""
+    """Return the record in `out` if it has the same identity; None if there is no file."""
     if not out.exists():
         return None
     try:
         found = json.loads(out.read_bytes())
         there = {**found["identity"], "settings": dict(found["identity"]["settings"])}
-        for name in there["settings"].keys() - identity["settings"].keys():  # those of metrics that were not measured
+        for name in there["settings"].keys() - identity["settings"].keys():  # settings of metrics that were not measured
             del there["settings"][name]
         if there == identity:
             return dict(found)
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"{out} holds something else than scores of these files with these settings; give another out, or remove it"
+        f"{out} is there already, and does not hold scores of these files with these settings; give another out, or remove it"
     )
 
 
@@ -282,7 +283,7 @@ def _record(
     device: torch.device,
     process: Process,
 ) -> dict[str, Any]:
-    """What a reader of the scores wants to know of how they came about."""
+    """Return the content of the JSON file: the scores, and how they were made."""
     return {
         "metrics": dict(table(scores)),
         "unavailable": scores.unavailable,
@@ -298,7 +299,7 @@ def _record(
 
 
 def _values(recorded: Mapping[str, float], metrics: Mapping[str, Metric[Any]]) -> dict[str, float]:
-    """The values of a record by their names without N."""
+    """Return the values of a record by names without N."""
     names = [*metrics, *(name for metric in metrics.values() for name in metric.extras)]
     return {
         name: value

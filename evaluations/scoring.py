@@ -1,4 +1,4 @@
-"""From two batches to scores: which metrics the files can serve, features, then the metrics."""
+"""From two batches to scores: choosing the metrics that the files allow, computing features, then the metrics."""
 
 import contextlib
 import time
@@ -21,14 +21,14 @@ from sag.storage import writing_cache
 
 @dataclass
 class Scores:
-    """What was measured.
+    """The scores of a sample batch.
 
     Attributes:
-        values: By the names of the values, without N.
-        counts: How many images each value is about, None where the file does not say.
-        unavailable: Why the other values could not be had.
-        warnings: What a reader of the values must know, a sentence each.
-        seconds: What each stage took.
+        values: Values by name. Names do not include N.
+        counts: Number of images of each value; None if the file does not state it.
+        unavailable: Why the other values could not be measured.
+        warnings: Warnings about the values, one sentence each.
+        seconds: Seconds of each stage.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -50,24 +50,24 @@ def score(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Scores | None:
-    """Score samples, against a reference where the metrics need one.
+    """Score samples, against a reference if a metric needs one.
 
     Args:
-        samples: What is scored.
-        reference: What it is compared with; None if no metric needs one.
+        samples: The samples.
+        reference: The reference; None if no metric needs one.
         extractor: The feature network.
-        metrics: The metric of each value, by the name of the value, as `evaluations.metrics.choose` returns them.
-        work: A folder for the samples' features, shared by all processes; whoever calls removes it.
-        cache: A folder where the features of the reference stay, so that they are extracted once.
-        process: This one among those that share the work.
-        batch_size: How many images the extractor gets at once.
-        progress: Whether bars on stderr show how far the features are.
+        metrics: The metric of each value, by the name of the value (see `evaluations.metrics.choose`).
+        work: A folder for the features of the samples, shared by all processes. The caller removes it.
+        cache: A folder in which the features of the reference are kept.
+        process: This process, if several share the work.
+        batch_size: Number of images that the extractor is given at once.
+        progress: Whether to show progress bars on stderr.
 
     Returns:
-        The scores; None in all processes but the main one.
+        The scores; None in all processes except the main one.
 
     Raises:
-        ValueError: Batches that cannot be compared, damaged files, features that are not finite, or nothing to measure.
+        ValueError: If the batches cannot be compared, a file is damaged, features are not finite, or no metric can be measured.
     """
     process = process or Process()
     sides = [_Side("samples", samples, work)]
@@ -115,7 +115,7 @@ def score(
 
 
 class _Side:
-    """One of the two batches, and the summaries of it that the metrics ask for."""
+    """One of the two batches, with the summaries that the metrics need."""
 
     def __init__(self, title: str, batch: Batch, folder: Path, cached: bool = False) -> None:
         self.title, self.batch, self.folder, self.cached = title, batch, folder, cached
@@ -123,7 +123,7 @@ class _Side:
         self.files: FeatureFiles | None = None
 
     def extract(self, extractor: Extractor, process: Process, batch_size: int, progress: bool) -> None:
-        """Extract features, unless the file holds all summaries."""
+        """Compute features, unless the file has all summaries."""
         images = self.batch.images
         if images is not None and any(summary.stored(self.batch) is None for summary in self.summaries):
             place = self.folder / folder_name(images, extractor)
@@ -131,7 +131,7 @@ class _Side:
                 self.files = extract(images, extractor, place, process, batch_size, self.title, progress)
 
     def summarise(self) -> None:
-        """Make the summaries in one pass over the features; those in the file are taken from it."""
+        """Compute the summaries that the file does not have, in one pass over the features."""
         stored = {summary: summary.stored(self.batch) for summary in self.summaries}
         if self.files is None or self.batch.images is None:
             self.summaries = dict(stored)
@@ -161,7 +161,7 @@ def _check_any(found: Iterable[str], result: Scores) -> None:
 
 
 def _check_sides(batches: Sequence[Batch], extractor: Extractor) -> Features | None:
-    """Raise a ValueError if batches cannot be compared with this extractor; the features of one image, if there is any."""
+    """Check that batches can be compared with this extractor, and return the features of one image, if there is any."""
     sizes: list[str] = []
     probe: Features | None = None
     for batch in batches:
@@ -176,7 +176,7 @@ def _check_sides(batches: Sequence[Batch], extractor: Extractor) -> Features | N
                 probe = extractor(torch.from_numpy(eight_bits(batch.images.read(0, 1))).permute(0, 3, 1, 2))
     if len(set(sizes)) > 1:
         raise ValueError(
-            f"{batches[0].path} has images of {sizes[0]}, {batches[1].path} of {sizes[1]}; scores compare images of one size: "
+            f"{batches[0].path} has images of {sizes[0]}, {batches[1].path} of {sizes[1]}; scores need images of one size: "
             "make a reference of that size with scripts/make_reference.py"
         )
     for batch in batches:
@@ -184,14 +184,14 @@ def _check_sides(batches: Sequence[Batch], extractor: Extractor) -> Features | N
             features = getattr(probe, name) if probe is not None else None
             if statistics is not None and features is not None and features.shape[1] != len(statistics.mean):
                 raise ValueError(
-                    f"the statistics of {name} features in {batch.path} have {len(statistics.mean)} dimensions, "
-                    f"{extractor.id} gives {features.shape[1]}: they are of another extractor"
+                    f"the statistics of {name} features in {batch.path} have {len(statistics.mean)} dimensions, but "
+                    f"{extractor.id} gives {features.shape[1]}: they were made with another extractor"
                 )
     return probe
 
 
 def _reason(metric: Metric[Any], batches: Sequence[Batch], extractor: Extractor, probe: Features | None) -> str | None:
-    """Why a metric cannot be had from these files, None if it can."""
+    """Return why a metric cannot be measured on these files; None if it can."""
     if metric.reference and len(batches) == 1:
         return "it needs a reference"
     for batch in reversed(batches if metric.reference else batches[:1]):
@@ -230,7 +230,7 @@ class _Clock:
 
 
 def table(scores: Scores) -> list[tuple[str, float]]:
-    """The scores by the names that carry N, in the order of tables; what no registered metric measures comes last."""
+    """Return the scores by names that include N, in the order of tables. Values of the user's own metrics come last."""
     order = {name: place for place, name in enumerate(NAMES)}
     names = sorted(scores.values, key=lambda name: order.get(name, len(order)))
     return [(name + size_name(scores.counts[name]), scores.values[name]) for name in names]

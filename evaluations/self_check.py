@@ -1,4 +1,4 @@
-"""Checks of every stage that needs no weights, each against an independent truth; prints the error of each."""
+"""Checks of all stages that need no weights, each against an independent computation. It prints their errors."""
 
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -15,7 +15,7 @@ from evaluations.metrics.kid import kernel_distance
 from evaluations.neighbours import density_coverage, precision_recall
 from evaluations.resize import resize_tensorflow1
 
-# how the sha256 of TensorFlow's resized and normalised images starts (float32, HWC), by height and width
+# The start of the sha256 of TensorFlow's resized and normalised images (float32, HWC), by height and width
 RESIZED = {
     (5, 7): "ff0450e62fdd756d",
     (32, 32): "dc8ba709c84ef866",
@@ -27,7 +27,7 @@ RESIZED = {
 
 
 def self_check() -> bool:
-    """Print a line for each stage: what is compared, the error, the bound; whether all are within their bounds."""
+    """Print one line per check (what is compared, the error, its bound), and return whether all errors are within bounds."""
     good = True
     for title, bound, check in CHECKS:
         error = check()
@@ -38,7 +38,7 @@ def self_check() -> bool:
 
 
 def pattern(height: int, width: int) -> torch.Tensor:
-    """The test image (37 h + 101 w + 53 c) mod 256, (1, 3, H, W) float32."""
+    """Return the test image (37 h + 101 w + 53 c) mod 256, (1, 3, H, W) float32."""
     h, w, c = np.ogrid[:height, :width, :3]
     return torch.from_numpy((37 * h + 101 * w + 53 * c) % 256).permute(2, 0, 1)[None].float()
 
@@ -53,7 +53,8 @@ def _resize() -> float:
 
 def _features(seed: int, count: int, dim: int) -> NDArray[np.float64]:
     generator = np.random.default_rng(seed)
-    return generator.standard_normal((count, dim)) @ generator.standard_normal((dim, dim)) / dim**0.5 + seed
+    features: NDArray[np.float64] = generator.standard_normal((count, dim)) @ generator.standard_normal((dim, dim)) / dim**0.5
+    return features + seed
 
 
 def _statistics(x: NDArray[np.float64]) -> Statistics:
@@ -72,16 +73,16 @@ def _frechet_full_rank() -> float:
     a, b = (_statistics(_features(seed, 1000, 256)) for seed in (0, 1))
     delta = a.mean - b.mean
     truth = delta @ delta + np.trace(a.covariance + b.covariance - 2 * sqrtm(a.covariance @ b.covariance).real)
-    return abs(frechet_distance(a, b) / truth - 1)
+    return float(abs(frechet_distance(a, b) / truth - 1))
 
 
 def _frechet_few_images() -> float:
     x, y = _features(0, 60, 256), _features(1, 90, 256)
-    # with centred data matrices X and Y, tr (S_a S_b)^(1/2) is the sum of the singular values of X Y^T
+    # For centred data matrices X and Y, tr (S_a S_b)^(1/2) is the sum of the singular values of X Y^T
     overlap = np.linalg.svd((x - x.mean(0)) @ (y - y.mean(0)).T, compute_uv=False).sum() / (59 * 89) ** 0.5
     delta = x.mean(0) - y.mean(0)
     truth = delta @ delta + np.trace(np.cov(x, rowvar=False)) + np.trace(np.cov(y, rowvar=False)) - 2 * overlap
-    return abs(frechet_distance(_statistics(x), _statistics(y)) / truth - 1)
+    return float(abs(frechet_distance(_statistics(x), _statistics(y)) / truth - 1))
 
 
 def _frechet_same() -> float:
@@ -97,7 +98,7 @@ def _inception_score() -> float:
     for part in (logits[:CHUNK], logits[CHUNK:]):
         p = np.exp(part) / np.exp(part).sum(1, keepdims=True)
         truth.append(np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0))), 1))))
-    return abs(score.score() / np.mean(truth) - 1)
+    return float(abs(score.score() / np.mean(truth) - 1))
 
 
 def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -105,7 +106,7 @@ def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def neighbour_truth(samples: torch.Tensor, reference: torch.Tensor, k: int, k_density: int) -> tuple[float, ...]:
-    """Precision, recall, density and coverage by brute force in float64."""
+    """Compute precision, recall, density and coverage by brute force in float64."""
     within, near = _distances(reference, reference).sort(1).values, _distances(samples, samples).sort(1).values[:, k]
     across = _distances(samples, reference)
     inside = across < within[:, k_density]
@@ -119,7 +120,7 @@ def neighbour_truth(samples: torch.Tensor, reference: torch.Tensor, k: int, k_de
 
 
 def awkward_features() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of samples and reference with repeated rows, ties, a large mean or few dimensions."""
+    """Yield pairs of samples and reference with repeated rows, ties, a large mean or few dimensions."""
     for seed, (dim, mean, ties) in enumerate([(3, 0.5, False), (64, 5.0, False), (512, 0.5, False), (2, 0.0, True)]):
         generator = torch.Generator().manual_seed(seed)
         reference = torch.randn(500, dim, generator=generator) * 0.3 + mean
@@ -146,7 +147,7 @@ def _kernel() -> float:
     ]
     within = sum(np.sum(matrix) - np.trace(matrix) for matrix in k[:2]) / (50 * 49)
     truth = within - 2 * np.mean(k[2])
-    return abs(kernel_distance(x, y, subsets=2)[0] / truth - 1)
+    return float(abs(kernel_distance(x, y, subsets=2)[0] / truth - 1))
 
 
 def _inception_batches() -> float:

@@ -1,4 +1,4 @@
-"""The metrics: every module of this folder is one, found by being there. `python -m evaluations.metrics` lists them."""
+"""The metrics. Each module in this folder is one and is found automatically. `python -m evaluations.metrics` lists them."""
 
 import importlib
 import pkgutil
@@ -21,7 +21,7 @@ def _discover() -> tuple[type[Metric[Any]], ...]:
 
 
 def _check_names(kinds: Sequence[type[Metric[Any]]]) -> None:
-    """Raise a ValueError if two metrics give one name to different values or settings."""
+    """Raise a ValueError if two metrics use the same name for different values or settings."""
     values: dict[str, str] = {}
     settings: dict[str, tuple[str, Field[Any]]] = {}
     for kind in kinds:
@@ -38,11 +38,11 @@ def _check_names(kinds: Sequence[type[Metric[Any]]]) -> None:
 METRICS = _discover()
 """The classes of all metrics, in the order of tables."""
 NAMES = tuple(name for kind in METRICS for name in kind.values)
-"""The names of all values that can be asked for, in the order of tables."""
+"""Names of all values that can be requested, in the order of tables."""
 DEFAULT = tuple(name for kind in METRICS if kind.default for name in kind.values)
-"""The names of the values that are measured if nobody says which."""
+"""Names of the values that are measured by default."""
 COLUMNS: Mapping[str, str] = {name: title for kind in METRICS if kind.column for name, title in kind.values.items()}
-"""The names of the values that tables have, and what their columns are called."""
+"""Names of the values in tables, with the titles of their columns."""
 SETTINGS: Mapping[str, Field[Any]] = {field.name: field for kind in METRICS for field in fields(kind)}
 """The settings of all metrics, as fields with a type and a default."""
 
@@ -51,21 +51,21 @@ def choose(metrics: Sequence[str | Metric[Any]] = DEFAULT, settings: Mapping[str
     """Choose metrics.
 
     Args:
-        metrics: Names of values, and metrics of your own as objects.
-        settings: Settings of the metrics that are chosen by name, where they differ from the defaults.
+        metrics: Names of values, or metrics of your own as objects.
+        settings: Settings of the metrics that are chosen by name, if they differ from the defaults.
 
     Returns:
         The metric of each value, by the name of the value.
 
     Raises:
-        ValueError: No metrics, an unknown name, an unknown setting or an impossible one.
+        ValueError: If there are no metrics, a name or setting is unknown, or a setting is invalid.
     """
     settings = settings or {}
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]!r} of the metrics; expected any of {', '.join(SETTINGS)}")
     known: dict[str, Metric[Any]] = {}
-    for kind in METRICS:  # all of them, so that an impossible setting is refused whatever is measured
+    for kind in METRICS:  # all of them, so that an invalid setting is refused even if its metric is not chosen
         metric = kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
         known |= dict.fromkeys(kind.values, metric)
     if isinstance(metrics, str) or not isinstance(metrics, Sequence):
@@ -82,7 +82,7 @@ def choose(metrics: Sequence[str | Metric[Any]] = DEFAULT, settings: Mapping[str
 
 
 def size_name(count: int | None) -> str:
-    """The suffix that tells N in the name of a value: _50k, _1234, or nothing where N is not known."""
+    """Return the suffix for N in the name of a value: _50k, _1234, or nothing if N is unknown."""
     if count is None:
         return ""
     return f"_{count // 1000}k" if count % 1000 == 0 and count else f"_{count}"

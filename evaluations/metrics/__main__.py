@@ -1,4 +1,4 @@
-"""The metrics as a Markdown table: python -m evaluations.metrics"""
+"""Prints the metrics as a Markdown table: python -m evaluations.metrics"""
 
 import inspect
 from dataclasses import fields
@@ -7,7 +7,7 @@ from evaluations.metrics import METRICS
 
 
 def main() -> None:
-    """Print a line for each metric."""
+    """Print one line per metric."""
     print("| metric | | needs | images | settings |\n|---|---|---|---|---|")
     for kind in METRICS:
         names = ", ".join(f"`{name}`" + ("" if kind.default else " (on request)") for name in kind.values)

@@ -1,4 +1,4 @@
-"""Agreement: whether samples show what their labels say."""
+"""Agreement: whether samples show the class of their label."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _RunningShare:
 
 @dataclass(frozen=True)
 class Agreement(Metric[float]):
-    """The share of samples that the extractor recognises as their label."""
+    """The share of samples that the extractor classifies as their label."""
 
     values: ClassVar = {"agreement": "agreement"}
     needs: ClassVar = frozenset({"logits", "labels"})

@@ -1,7 +1,7 @@
 """CMMD (Jayasumana et al., arXiv:2401.09603): maximum mean discrepancy with a Gaussian kernel.
 
-The metric is CMMD if the extractor is the CLIP image encoder of the paper (ViT-L/14 at 336 pixels, bicubic resize), which you
-bring as extractor=module or extractor=torchscript. With other features the values compare with each other only.
+The metric is CMMD if the extractor is the paper's CLIP image encoder (ViT-L/14 at 336 pixels, bicubic resize), which you
+provide with extractor=module or extractor=torchscript. With other features, the values are only comparable with each other.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from evaluations.metric import Metric, Rows, Unavailable
 if TYPE_CHECKING:
     import torch
 
-SIGMA, SCALE = 10.0, 1000.0  # the authors'
-TILE = 2048  # rows and columns whose kernel is held at once
+SIGMA, SCALE = 10.0, 1000.0  # the authors' values
+TILE = 2048  # rows and columns of a tile of the kernel
 
 
 @dataclass(frozen=True)
 class CMMD(Metric["torch.Tensor"]):
-    """Squared MMD of pool features of length 1 with a Gaussian kernel, times 1000; on CLIP's features it is CMMD."""
+    """Squared MMD of normalised pool features with a Gaussian kernel, times 1000; with CLIP's features it is CMMD."""
 
     values: ClassVar = {"cmmd": "CMMD"}
     needs: ClassVar = frozenset({"pool"})
@@ -37,21 +37,21 @@ class CMMD(Metric["torch.Tensor"]):
 
 
 def squared_mmd(samples: torch.Tensor, reference: torch.Tensor, sigma: float = SIGMA) -> float:
-    """Measure how far two sets of directions are apart.
+    """Compute the squared maximum mean discrepancy of normalised features.
 
-    As in the authors' program, features are scaled to length 1, and each feature is compared with itself too, so that the value
-    is never negative.
+    As in the authors' program, features are scaled to length 1, and each feature is compared with itself too, so the value is
+    never negative.
 
     Args:
-        samples: Features (N, D).
-        reference: Features (M, D).
-        sigma: Of the kernel exp(-|x - y|^2 / (2 sigma^2)).
+        samples: Features, (N, D).
+        reference: Features, (M, D).
+        sigma: Width of the kernel exp(-|x - y|^2 / (2 sigma^2)).
 
     Returns:
-        The mean kernel within the samples, plus that within the reference, minus twice that between them.
+        The mean kernel within the samples plus the mean within the reference, minus twice the mean between the two.
 
     Raises:
-        Unavailable: An image has features that are all zero, which have no direction.
+        Unavailable: If an image has features that are all zero, which have no direction.
     """
     x, y = (_directions(features, name) for features, name in ((samples, "samples"), (reference, "reference")))
     within = sum(_mean_excess(v, v, sigma) for v in (x, y))
@@ -60,7 +60,7 @@ def squared_mmd(samples: torch.Tensor, reference: torch.Tensor, sigma: float = S
 
 def _directions(features: torch.Tensor, name: str) -> torch.Tensor:
     rows = features.double()
-    lengths = rows.norm(dim=1, keepdim=True)
+    lengths: torch.Tensor = rows.norm(dim=1, keepdim=True)
     zero = (lengths[:, 0] == 0).nonzero()[:, 0].tolist()
     if zero:
         raise Unavailable(f"image {zero[0]} of the {name} has features that are all zero, which have no direction")
@@ -68,7 +68,7 @@ def _directions(features: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _mean_excess(x: torch.Tensor, y: torch.Tensor, sigma: float) -> float:
-    """The mean of the kernel minus 1: the ones cancel in the distance, and with a wide kernel they would take its digits."""
+    """Return the mean of the kernel minus 1. The ones cancel in the distance, and would cost digits with a wide kernel."""
     total = 0.0
     for rows in x.split(TILE):
         for columns in y.split(TILE):

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DensityCoverage(Metric["torch.Tensor"]):
-    """How many neighbourhoods of reference images hold a sample, and the share of those that hold any.
+    """The mean number of reference neighbourhoods that contain a sample, and the share of them that contain any.
 
     Args:
-        density_neighbours: How many neighbours of a reference image make its neighbourhood.
+        density_neighbours: Number of neighbours of a reference image in its neighbourhood.
     """
 
     density_neighbours: int = 5

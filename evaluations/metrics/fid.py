@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from evaluations.frechet import Statistics
 
-FEW = 2048  # fewer images than Inception features: FID is mostly bias
+FEW = 2048  # with fewer images than Inception features, FID is mostly bias
 
 
 @dataclass(frozen=True)
 class FID(Metric["Statistics"]):
-    """Fréchet distance of pool features; with the DINOv2 extractor it is FD-DINOv2."""
+    """The Fréchet distance of pool features; with the DINOv2 extractor it is FD-DINOv2."""
 
     values: ClassVar = {"fid": "FID"}
     needs: ClassVar = frozenset({"pool"})
@@ -38,7 +38,7 @@ class FID(Metric["Statistics"]):
     @override
     def warnings(self, sides: Sequence[Statistics]) -> Sequence[str]:
         return [
-            f"there are only {side.count} {name}: below {FEW}, FID tells their number more than their quality"
+            f"there are only {side.count} {name}: below {FEW}, FID depends more on their number than on their quality"
             for side, name in zip(sides, ("samples", "reference images"), strict=True)
             if side.count is not None and side.count < FEW
         ]

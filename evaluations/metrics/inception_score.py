@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al., arXiv:1606.03498) from streamed logits, in ADM's order and chunks."""
+"""The Inception Score (Salimans et al., arXiv:1606.03498), computed batch by batch, in ADM's order and chunks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
     from sag.data import ImageSource
 
-CHUNK = 5000  # images per chunk in the reference program; the last chunk may be smaller and weighs the same
-SHUFFLE_SEED = 2020  # torch-fidelity's
-SORTED = 0.8  # a lower share of the score in random order means that the file is sorted
+CHUNK = 5000  # images per chunk in the reference program; the last chunk may be smaller and has the same weight
+SHUFFLE_SEED = 2020  # torch-fidelity's seed
+SORTED = 0.8  # below this share of the score in random order, the file is sorted by class
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The score in the order that was asked for, and that in random order."""
+    """The score in two orders.
+
+    Attributes:
+        ordered: In the order that the settings say.
+        shuffled: In random order.
+    """
 
     ordered: float
     shuffled: float
@@ -36,8 +41,8 @@ class IS(Metric[Scores]):
     """exp E KL(p(y|x) || p(y)) of the extractor's classes.
 
     Args:
-        is_splits: How many equal chunks; None cuts chunks of 5,000 in file order, as ADM's evaluator does.
-        is_shuffle: Whether over a fixed permutation; 10 splits and a permutation are torch-fidelity's.
+        is_splits: Number of equal chunks; None for chunks of 5,000 in file order, as in ADM's evaluator.
+        is_shuffle: Whether to shuffle by a fixed permutation; torch-fidelity does, with 10 splits.
     """
 
     is_splits: int | None = None
@@ -103,10 +108,15 @@ class _RunningScores:
 
 
 class InceptionScore:
-    """exp E KL(p(y|x) || p(y)) of each chunk, accumulated in float64; only sums are kept.
+    """Computes exp E KL(p(y|x) || p(y)) of each chunk, in float64. Only sums are kept.
 
-    count: N, the number of images that will come. splits: None cuts chunks of 5,000 in file order, as ADM's evaluator does;
-    a number cuts so many equal ones. shuffle: over a fixed permutation (10 splits and shuffle are torch-fidelity's).
+    Args:
+        count: Number of images that will be added.
+        splits: Number of equal chunks; None for chunks of 5,000 in file order, as in ADM's evaluator.
+        shuffle: Whether to shuffle by a fixed permutation; torch-fidelity does, with 10 splits.
+
+    Raises:
+        ValueError: If there are more chunks than images.
     """
 
     def __init__(self, count: int, splits: int | None = None, shuffle: bool = False) -> None:
@@ -123,7 +133,12 @@ class InceptionScore:
         self._sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def update(self, start: int, logits: NDArray[np.floating]) -> None:
-        """Add the logits (n, classes) of images start to start + n - 1."""
+        """Add the logits of n consecutive images.
+
+        Args:
+            start: Index of the first image.
+            logits: (n, classes).
+        """
         from scipy.special import log_softmax
 
         log_p = log_softmax(np.asarray(logits, dtype=np.float64), axis=1)
@@ -136,7 +151,7 @@ class InceptionScore:
         np.add.at(self._sums[1], chunk, (p * log_p).sum(axis=1))
 
     def score(self) -> float:
-        """The mean over chunks, once all images have been added."""
+        """Return the mean over chunks, after all images were added."""
         from scipy.special import xlogy
 
         assert self._sums is not None

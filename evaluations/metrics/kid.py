@@ -1,4 +1,4 @@
-"""Kernel Inception Distance (Binkowski et al., arXiv:1801.01401)."""
+"""The Kernel Inception Distance (Binkowski et al., arXiv:1801.01401)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evaluations.metric import Metric, Rows, check_count
 if TYPE_CHECKING:
     import torch
 
-SEED = 2020  # torch-fidelity's, so that the same subsets are drawn
+SEED = 2020  # torch-fidelity's seed, so that the same subsets are drawn
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class KID(Metric["torch.Tensor"]):
     """Squared MMD of pool features with a cubic kernel, unbiased for any number of images.
 
     Args:
-        kid_subsets: How many random subsets the mean is over.
-        kid_subset_size: How many images a subset has, if there are as many.
+        kid_subsets: Number of random subsets.
+        kid_subset_size: Number of images per subset, if there are enough.
     """
 
     kid_subsets: int = 100
@@ -51,9 +51,16 @@ class KID(Metric["torch.Tensor"]):
 def kernel_distance(
     samples: NDArray[np.float32], reference: NDArray[np.float32], subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
-    """Mean and standard deviation over random subsets of the unbiased squared MMD with kernel (x.y / D + 1)^3.
+    """Compute the unbiased squared MMD with kernel (x.y / D + 1)^3 over random subsets.
 
-    samples, reference: features (N, D). Subsets are no larger than the smaller of the two.
+    Args:
+        samples: Features, (N, D).
+        reference: Features, (M, D).
+        subsets: Number of random subsets.
+        subset_size: Number of images per subset, at most N and M.
+
+    Returns:
+        Mean and standard deviation over the subsets.
     """
     size = min(subset_size, len(samples), len(reference))
     generator = np.random.RandomState(SEED)
@@ -67,4 +74,5 @@ def kernel_distance(
 
 
 def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel

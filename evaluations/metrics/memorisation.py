@@ -1,14 +1,14 @@
 """Memorisation: whether samples are nearer to training images than new real images are (Meehan et al., arXiv:2004.05675).
 
 Let T be training images, H real images, and d(x) the distance of x to the nearest image of T in pool features. The value is the
-probability that d(sample) < d(image of H), ties counted half: the statistic of the Mann-Whitney test in Meehan et al., Section
-4. A generator that draws new images from the distribution of the data has 0.5, more means that it copies, and less that its
-samples are farther from the data than real images are.
+probability that d(sample) < d(image of H), where ties count half. This is the statistic of the Mann-Whitney test in section 4
+of the paper. It is 0.5 for a generator that draws new images from the distribution of the data. A higher value means that it
+copies; a lower value means that its samples are farther from the data than real images are.
 
-T is every second image of the reference, beginning with the first, and H is the others. For a generator that was trained on
-both, the value is still 0.5 if it does not copy; one that copies all images of the reference equally often has 0.75, one that
-copies those of T has 1. Copies of training images that are not in the reference are not seen. The order of the reference does
-not matter, unless images alternate in kind.
+T is every second image of the reference, starting with the first, and H is the rest. For a generator that was trained on both,
+the value is still 0.5 if it does not copy. It is 0.75 if it copies all images of the reference equally often, and 1 if it
+copies only those of T. Copies of training images that are not in the reference are not detected. The order of the reference
+does not matter, unless images alternate in kind.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from evaluations.metric import Metric, Rows
 if TYPE_CHECKING:
     import torch
 
-TILE = 1024  # rows whose distances are held at once
+TILE = 1024  # rows whose distances are computed at once
 
 
 @dataclass(frozen=True)
 class Memorisation(Metric["torch.Tensor"]):
-    """How often a sample is nearer to one half of the reference than an image of the other half is: 0.5 without copying."""
+    """How often a sample is nearer to one half of the reference than an image of the other half is; 0.5 without copying."""
 
     values: ClassVar = {"memorisation": "memorisation"}
     needs: ClassVar = frozenset({"pool"})
@@ -46,12 +46,12 @@ def share_nearer(samples: torch.Tensor, train: torch.Tensor, real: torch.Tensor)
     """Return how often a sample is nearer to the training images than a real image is.
 
     Args:
-        samples: Features (N, D).
-        train: Features (M, D) of the training images.
-        real: Features (K, D) of the real images that samples are compared with.
+        samples: Features, (N, D).
+        train: Features of the training images, (M, D).
+        real: Features of the real images that samples are compared with, (K, D).
 
     Returns:
-        The share of the N K pairs, from 0 to 1, where the sample is nearer; where both are as near, a pair counts half.
+        The share of the N K pairs, in [0, 1], in which the sample is nearer. Pairs with equal distances count half.
     """
     import torch
 
@@ -62,7 +62,15 @@ def share_nearer(samples: torch.Tensor, train: torch.Tensor, real: torch.Tensor)
 
 
 def nearest(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of each row of x (N, D) to the nearest row of y (M, D), (N,) float64; 0 for equal rows."""
+    """Return the squared distance of each row of x to the nearest row of y.
+
+    Args:
+        x: (N, D).
+        y: (M, D).
+
+    Returns:
+        (N,) float64. It is exactly 0 for equal rows.
+    """
     import torch
 
     centre = y.double().mean(0)
@@ -71,5 +79,5 @@ def nearest(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     found = []
     for rows in x.split(TILE):
         place = torch.addmm(norms[None, :], rows.double() - centre, columns.T, alpha=-2).argmin(1)  # (n,)
-        found.append((rows.double() - y[place].double()).square().sum(1))  # from differences, which are exact
+        found.append((rows.double() - y[place].double()).square().sum(1))  # differences are exact, products are not
     return torch.cat(found)

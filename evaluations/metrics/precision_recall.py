@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrecisionRecall(Metric["torch.Tensor"]):
-    """The share of samples among the reference images, and the share of reference images among the samples.
+    """The share of samples near reference images, and the share of reference images near samples.
 
     Args:
-        neighbours: How many neighbours of an image make what counts as near it.
-        distance_dtype: "float16" rounds distances as ADM's evaluator does, which lifts both a little.
+        neighbours: An image is near another one if it is within the distance of the other's k-th neighbour.
+        distance_dtype: "float16" rounds distances as ADM's evaluator does, which raises both values a little.
     """
 
     neighbours: int = 3

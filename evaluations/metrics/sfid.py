@@ -1,4 +1,4 @@
-"""sFID (Nash et al., arXiv:2103.03841): FID of features that still know where things are."""
+"""sFID (Nash et al., arXiv:2103.03841): FID of features that depend on the position in the image."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from evaluations.metrics.fid import FID
 
 @dataclass(frozen=True)
 class SFID(FID):
-    """Fréchet distance of spatial features."""
+    """The Fréchet distance of spatial features."""
 
     values: ClassVar = {"sfid": "sFID"}
     needs: ClassVar = frozenset({"spatial"})

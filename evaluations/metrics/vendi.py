@@ -1,4 +1,4 @@
-"""The Vendi score (Friedman and Dieng, arXiv:2210.02410): how many different images there seem to be."""
+"""The Vendi score (Friedman and Dieng, arXiv:2210.02410): the effective number of different images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Similarity(Summary["Directions"]):
 
 @dataclass(frozen=True)
 class Vendi(Metric["Directions"]):
-    """The effective number of different samples: 1 if all are equal, N if no two are alike; the similarity is the cosine."""
+    """The effective number of different samples by cosine similarity: 1 if all are equal, N if all are orthogonal."""
 
     values: ClassVar = {"vendi": "Vendi"}
     needs: ClassVar = frozenset({"pool"})
@@ -41,10 +41,10 @@ class Vendi(Metric["Directions"]):
 
 
 class Directions:
-    """The Vendi score from features that come a batch at a time.
+    """Computes the Vendi score batch by batch.
 
-    With the cosine as similarity, the (N, N) kernel X X^T / N of the directions X and the (D, D) matrix X^T X / N have the same
-    eigenvalues. Only the latter is kept, so that the number of images is not limited, and no subset needs to be drawn.
+    With cosine similarity, the (N, N) kernel X X^T / N of the normalised features X and the (D, D) matrix X^T X / N have the
+    same non-zero eigenvalues. Only the latter is kept, so the number of images is not limited and no subset is needed.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Directions:
         self._zero: int | None = None
 
     def update(self, start: int, features: Mapping[str, NDArray[np.float32]]) -> None:
-        """Add the pool features (n, D) of images start to start + n - 1."""
+        """Add the features of n consecutive images (see `Running`)."""
         x = features["pool"].astype(np.float64)
         lengths = np.linalg.norm(x, axis=1, keepdims=True)
         if self._zero is None and not lengths.all():
@@ -64,19 +64,19 @@ class Directions:
         self.count += len(x)
 
     def result(self) -> Directions:
-        """All that has been added."""
+        """Return this object, which has all features that were added."""
         return self
 
     def score(self) -> float:
-        """Return exp of the entropy of the eigenvalues.
+        """Return the exponential of the entropy of the eigenvalues.
 
         Raises:
-            Unavailable: An image has features that are all zero, which have no direction.
+            Unavailable: If an image has features that are all zero, which have no direction.
         """
         from scipy.linalg import eigvalsh
         from scipy.special import entr
 
         if self._zero is not None:
             raise Unavailable(f"image {self._zero} of the samples has features that are all zero, which have no direction")
-        eigenvalues = eigvalsh(self._products / self.count).clip(0)  # rounding makes some a little negative
+        eigenvalues = eigvalsh(self._products / self.count).clip(0)  # rounding makes some slightly negative
         return float(np.exp(entr(eigenvalues).sum()))

@@ -54,7 +54,7 @@ def test_settings_of_metrics_that_are_not_measured_do_not_count(files, tmp_path)
     facts["identity"]["settings"]["kid_subsets"] = 100
     out.write_text(json.dumps(facts))
     assert not scored(*files, metrics=["is"], out=out).new
-    with pytest.raises(ValueError, match="holds something else than scores"):
+    with pytest.raises(ValueError, match="is there already, and does not hold scores"):
         scored(*files, metrics=["is"], settings={"is_splits": 2}, out=out)
 
 
@@ -62,7 +62,7 @@ def test_a_reference_is_needed_by_those_metrics_only_that_need_one(files):
     found = scored(files[0], metrics=["is"])
     assert set(found.values) == {"is"}
     assert (found.identity["reference"], found.record["reference"]) == (None, "none")
-    with pytest.raises(ValueError, match=r"reference= is missing, and no config beside .*samples\.npz names one"):
+    with pytest.raises(ValueError, match=r"reference= is missing, and no config next to .*samples\.npz names one"):
         scored(files[0], metrics=["is", "fid"])
 
 

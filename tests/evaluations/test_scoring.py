@@ -231,15 +231,13 @@ def test_only_what_is_asked_for_is_measured(files, tmp_path):
 def test_pairs_that_cannot_be_compared(files, tmp_path):
     samples, reference = files
     np.savez(tmp_path / "large.npz", arr_0=random_images(1, 10, size=16))
-    with pytest.raises(
-        ValueError, match=r"samples\.npz has images of 8x8, .*large\.npz of 16x16; scores compare images of one"
-    ):
+    with pytest.raises(ValueError, match=r"samples\.npz has images of 8x8, .*large\.npz of 16x16; scores need images of one"):
         scored(samples, open_batch(tmp_path / "large.npz"), tmp_path)
     np.savez(tmp_path / "other.npz", mu=np.zeros(48), sigma=np.eye(48), extractor="inception-x")
     with pytest.raises(ValueError, match=r"other\.npz were made with inception-x, but the extractor is tiny-\w{8}; choose"):
         scored(samples, open_batch(tmp_path / "other.npz"), tmp_path)
     np.savez(tmp_path / "dims.npz", mu=np.zeros(64), sigma=np.eye(64))
-    with pytest.raises(ValueError, match=r"dims\.npz have 64 dimensions, tiny-\w+ gives 48: they are of another extractor"):
+    with pytest.raises(ValueError, match=r"dims\.npz have 64 dimensions, but tiny-\w+ gives 48: they were made with another"):
         scored(samples, open_batch(tmp_path / "dims.npz"), tmp_path)
     np.savez(tmp_path / "few.npz", arr_0=random_images(1, 3))
     found = scored(open_batch(tmp_path / "few.npz"), reference, tmp_path, name="few")

@@ -86,7 +86,7 @@ def test_out_names_the_file_and_keeps_what_is_there(script, batches, tmp_path):
     out = tmp_path / "some/where/scores.json"
     script(*batches, f"out={out}")
     before = out.read_bytes()
-    with pytest.raises(SystemExit, match="holds something else than scores of these files with these settings"):
+    with pytest.raises(SystemExit, match="does not hold scores of these files with these settings"):
         script(*batches, f"out={out}", "neighbours=4")
     with pytest.raises(SystemExit, match="is a folder; give the name of a JSON file"):
         script(*batches, f"out={tmp_path}")
@@ -227,7 +227,7 @@ def test_reference_of_an_npz_equals_scoring_its_images(reference_script, script,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reference=null"], r"reference= is missing, and no config beside .*samples\.npz names one: give an npz or a folder"),
+        (["reference=null"], r"reference= is missing, and no config next to .*samples\.npz names one: give an npz or a folder"),
         (["reference=nowhere.npz"], r"no file or folder at nowhere\.npz"),
         (["metrics=[fid,fjd]"], "unknown metric 'fjd'; expected any of fid, sfid"),
         (["distance_dtype=float64"], "distance_dtype must be float32 or float16"),

@@ -72,9 +72,7 @@ def score(run_script, tmp_path, data, *extractor):
         f"out={tmp_path / 'reference.npz'}",
     )  # fmt: skip
     arguments = [*TINY, *extractor, "metrics=[fid,precision]", f"samples={tmp_path / 'samples'}"]
-    with pytest.raises(
-        SystemExit, match=r"reference= is missing, and own_ema_0.5_000002, the model of .*, comes with none: give"
-    ):
+    with pytest.raises(SystemExit, match=r"reference= is missing, and own_ema_0.5_000002, the model of .*, has none: give"):
         run_script(evaluate.main, "evaluate", evaluate.EvaluateConfig, *arguments)
     reference = f"reference={tmp_path / 'reference.npz'}"
     return run_script(evaluate.main, "evaluate", evaluate.EvaluateConfig, *arguments, reference)
@@ -234,7 +232,7 @@ def test_own_images_are_not_scored_against_clothes(run_script, tmp_path):
     for name, reference in (("own_colour", None), ("fashion32", "fashion_mnist")):
         recorded.model.name, recorded.model.reference = name, reference
         OmegaConf.save(recorded, tmp_path / "out/config.yaml")
-        with pytest.raises(SystemExit, match=f"reference= is missing, and {name}, the model of .*, comes with none"):
+        with pytest.raises(SystemExit, match=f"reference= is missing, and {name}, the model of .*, has none"):
             run_script(evaluate.main, "evaluate", evaluate.EvaluateConfig, f"samples={tmp_path / 'out'}", "device=cpu")
 
 

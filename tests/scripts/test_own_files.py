@@ -350,7 +350,7 @@ def test_scores_leave_other_files_alone(run_script, batches):
     assert {name: after[name] for name in before} == before
     assert {path for path in set(after) - set(before) if path.parts[0] != "cache"} == {Path("scores.json")}
     (batches / "scores.json").write_bytes(b"mine")
-    refused(call, message=r"scores\.json holds something else than scores")
+    refused(call, message=r"scores\.json is there already, and does not hold scores")
     assert (batches / "scores.json").read_bytes() == b"mine"
 
 
