@@ -61,7 +61,8 @@ def _beside_numpy(facts: dict[str, Any], device: torch.device) -> dict[str, Any]
 def _numpy_products(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> tuple[float, float]:
     def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b = a.astype(np.float64), b.astype(np.float64)
-        return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
+        squared: np.ndarray = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
+        return squared
 
     near_reference, near_samples = (np.partition(distances(v, v), k, axis=1)[:, k] for v in (reference, samples))
     across = distances(samples, reference)

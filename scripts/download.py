@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from evaluations.inception import URL_INCEPTION_V3, inception_weights
+from evaluations.inception import inception_weights
 from sag.build.messages import CONFIGS
 from sag.storage import cached, fetch, remote_size
 from scripts.common import run

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
 from sag import storage
@@ -62,7 +61,7 @@ def identity(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create(kept)
 
 
-def check_data(data: ImageSource, network: nn.Module, size: Sequence[int] | None) -> None:
+def check_data(data: ImageSource, network: Any, size: Sequence[int] | None) -> None:
     """Raise a ValueError if the network does not take these images. size: (height, width), or None for its own square."""
     expected = (*image_size(network, size), network.in_channels)
     if data.shape[1:] != expected:

@@ -116,4 +116,4 @@ def _speed(made: Sequence[Mapping[str, Any]], sizes: Sequence[int], minutes: flo
     if not recent:
         return 0.0
     begun = min(shard["time"] - shard["seconds"] for shard, _ in recent)
-    return sum(size for _, size in recent) / max(now - begun, 1e-9)
+    return float(sum(size for _, size in recent) / max(now - begun, 1e-9))
