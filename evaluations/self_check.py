@@ -106,7 +106,14 @@ def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def neighbour_truth(samples: torch.Tensor, reference: torch.Tensor, k: int, k_density: int) -> tuple[float, ...]:
-    """Compute precision, recall, density and coverage by brute force in float64."""
+    """Compute precision, recall, density and coverage by brute force in float64.
+
+    Args:
+        samples: (N, D).
+        reference: (M, D).
+        k: Number of neighbours for precision and recall.
+        k_density: Number of neighbours for density and coverage.
+    """
     within, near = _distances(reference, reference).sort(1).values, _distances(samples, samples).sort(1).values[:, k]
     across = _distances(samples, reference)
     inside = across < within[:, k_density]

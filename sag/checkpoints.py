@@ -95,7 +95,18 @@ def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
 
 
 def load_checkpoint(source: str) -> dict[str, Tensor]:
-    """Read weights without the notes of `read_checkpoint`, which describes the argument and the errors."""
+    """Read weights without notes.
+
+    Args:
+        source: See `read_checkpoint`.
+
+    Returns:
+        Tensors by name (see `Checkpoint.state`).
+
+    Raises:
+        OSError: See `read_checkpoint`.
+        ValueError: See `read_checkpoint`.
+    """
     return read_checkpoint(source).state
 
 
@@ -121,7 +132,20 @@ def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
 
 
 def load_network(network: UNet | Classifier, source: str) -> tuple[str, ...]:
-    """Load weights with `load_weights`, and leave the network in float32, frozen and in eval mode."""
+    """Load weights into a network, and leave it in float32, frozen and in eval mode.
+
+    Args:
+        network: The network. It may be on the meta device.
+        source: See `read_checkpoint`.
+
+    Returns:
+        The notes of `Checkpoint`.
+
+    Raises:
+        OSError: See `read_checkpoint`.
+        CheckpointMismatch: See `read_checkpoint`.
+        ValueError: See `read_checkpoint`.
+    """
     notes = load_weights(network, source)
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)

@@ -7,8 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels = Literal["random", "balanced", "none"] | int | Sequence[int]
-"""How samples get labels: "random" draws them uniformly, "balanced" gives sample i the label i modulo the number of classes,
-"none" gives none. A number is used for all samples; sample i gets entry i of a list, modulo its length."""
+"""How samples get labels.
+
+"random" draws them uniformly, "balanced" gives sample i the label i modulo the number of classes, and "none" gives no labels.
+A number is used for all samples. Sample i gets entry i of a list, modulo its length.
+"""
 
 _LARGEST = np.iinfo(np.int64).max
 

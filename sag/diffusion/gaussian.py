@@ -21,7 +21,7 @@ PREDICTIONS = ("eps", "x_0", "v", "flow")
 class GaussianDiffusion:
     """A schedule, together with the meaning of the network's output.
 
-    In all methods, x_t, x_0, eps and output are (N, C, H, W) float32.
+    In all methods, x_t, x_0, eps and output are (N, C, H, W) float32, and t is the step of x_t.
 
     Args:
         schedule: How much signal and noise x_t has at each step.

@@ -242,6 +242,9 @@ class GuidanceState:
     def random(self, size: tuple[int, int]) -> Tensor:
         """Return random numbers (N, h, w) float32 that depend only on the sample and the step.
 
+        Args:
+            size: (h, w).
+
         Raises:
             ValueError: If the guided denoiser has no source of random numbers.
         """

@@ -99,7 +99,16 @@ class SelfAttentionGuidance(BlurGuidance):
             )
 
     def mask(self, state: GuidanceState, x_0: Tensor, blurred: Tensor) -> Tensor:
-        """Return the positions to blur: (N, h, w) bool on the layer's map, or (N, H, W), all True, for the global mask."""
+        """Return the positions to blur.
+
+        Args:
+            state: The step.
+            x_0: The predicted clean image, (N, C, H, W).
+            blurred: Its blur, (N, C, H, W).
+
+        Returns:
+            (N, h, w) bool on the layer's map or, for the global mask, (N, H, W), all True.
+        """
         if self.mask_kind == "global":
             return torch.ones_like(x_0[:, 0], dtype=torch.bool)
         attention = state.prediction(self.branch).attention[self.layer]

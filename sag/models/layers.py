@@ -55,7 +55,7 @@ def timestep_embedding(tau: Tensor, channels: int) -> Tensor:
 
 
 def time_mlp(model_channels: int) -> nn.Sequential:
-    """Return the two linear layers that follow the sinusoidal embedding: (N, C) -> (N, 4 C)."""
+    """Return the two linear layers that follow the sinusoidal embedding: (N, model_channels) -> (N, 4 model_channels)."""
     return nn.Sequential(
         nn.Linear(model_channels, 4 * model_channels), nn.SiLU(), nn.Linear(4 * model_channels, 4 * model_channels)
     )

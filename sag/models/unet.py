@@ -40,7 +40,7 @@ def memory_format(dtype: torch.dtype) -> torch.memory_format:
 
 
 def set_body_dtype(blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-    """Convert the convolutions of these blocks, attention projections included. Everything else stays in float32."""
+    """Convert the convolutions of blocks to a dtype, attention projections included. Everything else stays in float32."""
     for block in blocks:
         for module in block.modules():
             if isinstance(module, nn.Conv2d):

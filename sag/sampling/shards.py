@@ -70,7 +70,13 @@ def shard_rows(name: str) -> range | None:
 
 
 def write_shard(folder: Folder, name: str, shard: Shard) -> None:
-    """Write a shard as one npz, with its checksum."""
+    """Write a shard as one npz, with its checksum.
+
+    Args:
+        folder: The folder of the shard.
+        name: Name of the shard in the folder.
+        shard: The shard.
+    """
     arrays: dict[str, NDArray[Any]] = {"arr_0": shard.images, "indices": shard.indices}
     if shard.labels is not None:
         arrays["arr_1"] = shard.labels

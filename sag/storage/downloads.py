@@ -70,7 +70,7 @@ def writing_cache(folder: Path, root: Path | None = None, variable: str = "SAG_C
 
 
 def cached(url: str) -> Path:
-    """Return the path of a remote file in the cache, whether it is there or not."""
+    """Return the path that a remote file has in the cache, whether it has been downloaded or not."""
     parts = urlsplit(url)
     return cache_folder() / parts.netloc / parts.path.lstrip("/")
 
