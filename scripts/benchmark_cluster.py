@@ -48,8 +48,16 @@ def _sampled(out: Path, world: int) -> dict[str, Any]:
 
 
 def packing(path: Path, count: int, size: int, batch: int) -> dict[str, Any]:
-    """Seconds of writing and of packing `count` random images, which no file system shrinks, in shards of `batch`; bytes in use
-    before packing (mostly PyTorch's) and at its peak.
+    """Measure the seconds of writing and packing random images, and the memory before packing and at its peak.
+
+    Args:
+        path: The folder of the shards.
+        count: Number of images. They are random, so no file system can compress them.
+        size: Height and width of the images.
+        batch: Number of images per shard.
+
+    Returns:
+        Seconds and bytes by name.
     """
     folder, rng = storage.LocalFolder(path), np.random.default_rng(0)
     names, written = [], 0.0
