@@ -6,6 +6,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import evaluations.evaluate_config  # noqa: F401  makes configs/evaluate.yaml known
 from evaluations.metrics import SETTINGS
 from evaluations.published import Published
 from evaluations.score_files import Scored, find_samples, missing_reference, recorded_model, score_files

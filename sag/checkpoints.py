@@ -1,5 +1,6 @@
 """Loading weights: finding the file (local, bundled or remote), and finding the weights in what a trainer wrote."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from sag.models import Classifier, UNet
 from sag.storage import fetch
 from sag.storage.tensors import read_tensors
 
+logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parent / "weights"
 PREFIXES = (
     *("module", "_orig_mod", "_fsdp_wrapped_module"),  # PyTorch's own: DDP, compile, FSDP
@@ -150,6 +152,17 @@ def load_network(network: UNet | Classifier, source: str) -> tuple[str, ...]:
     network.set_precision(torch.float32)
     network.eval().requires_grad_(False)
     return notes
+
+
+def log_notes(source: str, notes: Sequence[str]) -> None:
+    """Log how weights were found in a file that holds more than weights.
+
+    Args:
+        source: See `read_checkpoint`.
+        notes: The notes of `Checkpoint`; if there are none, nothing is logged.
+    """
+    if notes:
+        logger.info("weights of %s: %s", source, "; ".join(notes))
 
 
 def _locate(source: str) -> Path:

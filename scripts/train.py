@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sag import storage
-from sag.build.objects import image_size, log_notes
-from sag.checkpoints import load_weights
+from sag.build.objects import image_size
+from sag.checkpoints import load_weights, log_notes
 from sag.data import ImageSource
 from sag.data.tensors import quantise
 from sag.devices import device_name, pick_device

@@ -1,6 +1,5 @@
 """What configs describe: networks with their weights, denoisers, guidance methods, and jobs."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sag.build.composing import identity
 from sag.build.messages import CONFIGS, choices
-from sag.checkpoints import CheckpointMismatch, load_network
+from sag.checkpoints import CheckpointMismatch, load_network, log_notes
 from sag.data import ImageSource, NpzImages, SelectedImages
 from sag.devices import PRECISIONS, pick_device
 from sag.diffusion import Denoiser
@@ -20,8 +19,6 @@ from sag.models import Classifier, UNet, UpsamplingUNet
 from sag.noise import sample_labels
 from sag.sampling.job import Job, check_batch_size, check_indices
 from sag.storage import CacheError
-
-logger = logging.getLogger(__name__)
 
 
 def network(node: DictConfig, device: torch.device, precision: str = "float32", compiled: bool = False) -> Any:
@@ -57,12 +54,6 @@ def network(node: DictConfig, device: torch.device, precision: str = "float32", 
     log_notes(node.checkpoint, notes)
     set_up(built, device, precision, compiled)
     return built
-
-
-def log_notes(checkpoint: str, notes: Sequence[str]) -> None:
-    """Log how weights were found in a file that holds more."""
-    if notes:
-        logger.info("weights of %s: %s", checkpoint, "; ".join(notes))
 
 
 def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:

@@ -2,7 +2,7 @@
 
 from sag.storage.digests import remembered_digests
 from sag.storage.downloads import CacheError, cache_folder, cached, fetch, remote_size, writing_cache
-from sag.storage.files import atomic
+from sag.storage.files import atomic, check_new
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.npz import Npz
 from sag.storage.owned import (
@@ -27,6 +27,7 @@ __all__ = [
     "atomic",
     "cache_folder",
     "cached",
+    "check_new",
     "claim_files",
     "fetch",
     "open_folder",

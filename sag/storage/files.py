@@ -52,6 +52,22 @@ def atomic(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def check_new(path: Path, suffix: str) -> None:
+    """Check that a new file may have this name.
+
+    Args:
+        path: The file.
+        suffix: How its name must end.
+
+    Raises:
+        ValueError: If the name ends differently, or the file exists.
+    """
+    if path.suffix != suffix:
+        raise ValueError(f"out={path} must end in {suffix}")
+    if path.exists():
+        raise ValueError(f"{path} is there already; give another out, or remove it")
+
+
 class _Watched:
     """A file that remembers the first write error."""
 

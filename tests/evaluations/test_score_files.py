@@ -1,7 +1,6 @@
 """The function behind scripts/evaluate.py: values in, values out, nothing printed."""
 
 import ast
-import doctest
 import json
 import subprocess
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from helpers import ROOT, TinyNetwork, random_images
 
-from evaluations import score_files as module
 from evaluations.extractors import ModuleExtractor
 from evaluations.published import Published
 from evaluations.score_files import find_reference, score_files
@@ -25,11 +23,6 @@ def files(tmp_path):
 
 def scored(*files, **options):
     return score_files(*files, **{"extractor": ModuleExtractor("tiny", TinyNetwork()), "device": "cpu", **options})
-
-
-def test_the_example_of_the_docstring(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(module).failed == 0
 
 
 def test_values_come_back_and_nothing_is_printed(files, tmp_path, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 from evaluations.study.results import Results, Run
 from sag.checkpoints import load_checkpoint
 from sag.sampling import Job, runner
-from scripts import benchmark, bundle, demo, evaluate, make_reference, report, reproduce, sample, train, visualize
+from scripts import benchmark, demo, evaluate, make_reference, report, reproduce, sample, train, visualize
 
 QUICK = ["num_samples=6", "batch_size=4", "sampler.steps=2", "device=cpu"]
 FIRST, SECOND = "shards/00000000-00000003.npz", "shards/00000004-00000005.npz"
@@ -361,15 +361,6 @@ def test_a_reference_leaves_other_files_alone(run_script, batches):
     after = contents(batches)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {Path("new.npz")}
-
-
-def test_a_converted_checkpoint_replaces_no_file_that_came_meanwhile(run_script, tmp_path, monkeypatch):
-    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
-    read = bundle.read_checkpoint
-    monkeypatch.setattr(bundle, "read_checkpoint", lambda source: put(tmp_path, "new.safetensors") and read(source))
-    arguments = [f"checkpoint={tmp_path}/a.pt", f"out={tmp_path}/new.safetensors"]
-    refused(lambda: run_script(bundle.main, "bundle", bundle.BundleConfig, *arguments), message=r"new\.safetensors")
-    assert (tmp_path / "new.safetensors").read_bytes() == b"the user's own new.safetensors"
 
 
 class Demonstrated:
