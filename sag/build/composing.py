@@ -3,21 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sag.build.arguments import quote, read_overrides
 from sag.build.checks import check_settings, check_targets
-from sag.build.messages import CONFIGS, check_choices, choices, explain, missing, unknown_choice, unknown_keys
+from sag.build.messages import check_choices, choices, explain, missing, open_configs, unknown_choice, unknown_keys
 from sag.build.own_model import settle
 from sag.build.sample_config import SampleConfig
 from sag.records import LAYOUT, fingerprint
@@ -71,7 +68,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), config_dir: str | P
     """
     schema = schema_of(config_name)
     readable = read_overrides(overrides, schema)
-    with _configs():
+    with open_configs():
         check_choices(readable)
         places = [] if config_dir is None else [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).absolute()}')}]"]
         try:
@@ -160,16 +157,6 @@ def out_folder(cfg: DictConfig) -> str:
         cfg: Composed from configs/sample.yaml.
     """
     return cfg.out or f"outputs/{cfg.model.name}-{'+'.join(cfg.guidance) or 'none'}-{shared_key(cfg)[:8]}"
-
-
-def _configs() -> AbstractContextManager[Any]:
-    """Look for configs in configs/; within a program, as it does, in the folder of --config-dir too."""
-    hydra = GlobalHydra.instance()
-    if hydra.is_initialized():
-        places = [element.path or "" for element in hydra.config_loader().get_search_path().get_path()]
-        if any(place.removeprefix("file://") == str(CONFIGS) for place in places):
-            return nullcontext()
-    return initialize_config_dir(str(CONFIGS), version_base="1.3")
 
 
 register("sample", SampleConfig)

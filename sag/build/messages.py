@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from sag.build.arguments import hint_of
 from sag.build.checks import SETTINGS, fits, refused
 
 CONFIGS = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout and where they are installed
+
+
+def open_configs() -> AbstractContextManager[Any]:
+    """Look for configs in configs/; within a program, as it does, in the folder of --config-dir too."""
+    hydra = GlobalHydra.instance()
+    if hydra.is_initialized():
+        places = [element.path or "" for element in hydra.config_loader().get_search_path().get_path()]
+        if any(place.removeprefix("file://") == str(CONFIGS) for place in places):
+            return nullcontext()
+    return initialize_config_dir(str(CONFIGS), version_base="1.3")
 
 
 def sentence(error: BaseException) -> str:

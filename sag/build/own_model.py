@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sag.build.messages import open_configs
 from sag.flags import (
     CLASSIFIER_FLAGS,
     NETWORK_FLAGS,
@@ -98,10 +99,11 @@ def sag_defaults(image_size: int, num_classes: int | None) -> dict[str, Any]:
 
 def _config(group: str, name: str) -> DictConfig | None:
     """The config `name` of a group as its file has it, None if there is none."""
-    loader = GlobalHydra.instance().config_loader()
-    if name not in loader.get_group_options(group):
-        return None
-    found: DictConfig = loader.load_configuration(f"{group}/{name}", [], RunMode.RUN)[group]
+    with open_configs():
+        loader = GlobalHydra.instance().config_loader()
+        if name not in loader.get_group_options(group):
+            return None
+        found: DictConfig = loader.load_configuration(f"{group}/{name}", [], RunMode.RUN)[group]
     return found
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from evaluations.study.results import Results
+from evaluations.study.rows import compose_row
 from sag.build import compose
 from sag.build.messages import CONFIGS
 from sag.build.own_model import reference_of, sag_defaults
@@ -24,7 +25,6 @@ from sag.diffusion import GaussianDiffusion
 from sag.models import UNet, UpsamplingUNet
 from sag.sampling.shards import read_samples
 from scripts import evaluate, make_reference, sample, train, visualize
-from scripts.rows import compose_row
 
 SIZE = (24, 16)
 RANGE = (-1000.0, 3000.0)

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from evaluations.study.results import Results
+from evaluations.study.rows import Row
 from sag.build import identity
 from sag.build.messages import CONFIGS
 from sag.build.objects import guidance as build_guidance
@@ -171,18 +172,18 @@ def test_every_experiment_runs_two_steps_at_a_reduced_size(experiments, name):
 
 def test_a_table_is_run_once_continues_and_is_printed(script, tmp_path, monkeypatch):
     rows = ["rows=['no guidance',SAG,'SAG + CFG']", "seeds=[0,1]"]
-    run, done = reproduce.Row.run, []
+    run, done = Row.run, []
 
-    def dies_at_the_third(row, *arguments):
+    def dies_at_the_third(row, *arguments, **options):
         if len(done) == 2:
             raise OSError("no space left on device")
         done.append(row.name)
-        return run(row, *arguments)
+        return run(row, *arguments, **options)
 
-    monkeypatch.setattr(reproduce.Row, "run", dies_at_the_third)
+    monkeypatch.setattr(Row, "run", dies_at_the_third)
     with pytest.raises(SystemExit, match="no space left"):
         script(*SMALL, *rows)
-    monkeypatch.setattr(reproduce.Row, "run", run)
+    monkeypatch.setattr(Row, "run", run)
     printed = script(*SMALL, *rows)
     store = Results(tmp_path / "results.sqlite")
     found = store.runs()
@@ -215,7 +216,7 @@ def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
 
 def test_the_plan_says_what_is_published_and_what_it_costs(script, tmp_path):
     printed = script("table=fashion", "dry_run=true", "num_samples=100", "device=cpu").splitlines()
-    hours = {line[:16].strip(): line for line in printed[1:-1]}
+    hours = {line.strip().split("  ")[0]: line for line in printed[1:-1]}
     assert list(hours) == ["no guidance", "SAG", "classifier", "SAG + classifier", "CFG", "SAG + CFG", "blur"]
     assert [int(line.split()[-4]) for line in hours.values()] == [10, 20, 10, 20, 20, 30, 20]
     assert re.match(

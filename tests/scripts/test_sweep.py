@@ -7,6 +7,7 @@ from helpers import GOLDEN
 from hydra.core.global_hydra import GlobalHydra
 
 from evaluations.study.results import Results
+from evaluations.study.rows import Row
 from scripts import sweep
 from scripts.common import run
 
@@ -29,15 +30,15 @@ def store(tmp_path):
 def test_of_twelve_points_one_fails_and_eleven_are_scored(script, store):
     grid = ["guidance.sag.scale=0.1,0.2,0.3,0.4", "guidance.sag.layer=output.2,middle,output.4"]
     points = [*grid, "guidance.sag.threshold=1.0"]
-    write, failing = sweep.Row.run, "scale=0.2 guidance.sag.layer=middle"
+    write, failing = Row.run, "scale=0.2 guidance.sag.layer=middle"
 
-    def fails_once(row, *arguments):
+    def fails_once(row, *arguments, **options):
         if failing in row.name:
             raise FloatingPointError("step 1 of 2 gave values that are not finite")
-        return write(row, *arguments)
+        return write(row, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep.Row, "run", fails_once)
+        patch.setattr(Row, "run", fails_once)
         with pytest.raises(SystemExit, match=rf"1 of the points failed \(.*{failing}.*the same command tries"):
             script(*points)
     found = store.runs()
@@ -48,7 +49,7 @@ def test_of_twelve_points_one_fails_and_eleven_are_scored(script, store):
     assert len({run.folder for run in found if run.error is None}) == 11
     before = {run.key: run.time for run in found if run.error is None}
     printed = script(*points)
-    assert printed.count("\nsweep: ") == 1
+    assert printed.count("note      sweep: ") == 1
     again = store.runs()
     assert [run.error for run in again] == [None] * 12
     assert all(run.time == before[run.key] for run in again if run.key in before)
@@ -69,7 +70,7 @@ def test_a_point_whose_value_is_refused_stops_nothing(store, tmp_path, monkeypat
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit, match=r"1 of the points failed \(.*guidance.sag.scale=abc\)"):
-        run(sweep.main, "sweep", sweep.SweepConfig, sweep.record_failure)
+        run(sweep.main, "sweep", sweep.SweepConfig, sweep.failed)
     failed, scored = store.runs()
     assert failed.error == "guidance.sag.scale takes a number or keys of its own, got 'abc'"
     assert "fid" in scored.metrics

@@ -1,47 +1,109 @@
 """What rows cost before they are run: counted arithmetic, divided by a rate that is measured here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from sag.build.objects import guidance as build_guidance
+import sag
+from evaluations.metrics import COLUMNS
+from evaluations.study.rows import Row
 from sag.build.objects import image_size, set_up
 from sag.devices import device_name, pick_device, seconds
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
 from sag.models import UNet
-from scripts.rows import COLUMNS, Row
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes
 CPU_BATCH_FLOP = 2.5e11  # on a CPU the timed batch takes this much, or is 4: seconds, not minutes
 
 
-def plan(rows: Sequence[Row], device: str) -> str:
-    """A line for each row: what is published, and hours and disk on this device."""
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs.
+
+    Attributes:
+        row: The row.
+        passes: The passes of the network for each sample.
+        hours: Of sampling, without scoring.
+        gigabytes: On the disk, while the samples are packed.
+    """
+
+    row: Row
+    passes: int
+    hours: float
+    gigabytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rows cost on a device.
+
+    Attributes:
+        costs: The cost of each row.
+        device: Where they would be sampled.
+        flop_per_second: How fast the network of the first row is there.
+    """
+
+    costs: list[Cost]
+    device: str
+    flop_per_second: float
+
+    @property
+    def hours(self) -> float:
+        """The hours of all rows."""
+        return sum(cost.hours for cost in self.costs)
+
+    def table(self) -> pd.DataFrame:
+        """Return a line for each row, with what is published."""
+        lines = [
+            {
+                "row": cost.row.name,
+                "seed": cost.row.cfg.seed,
+                "samples": cost.row.cfg.num_samples,
+                "passes": cost.passes,
+                "hours": cost.hours,
+                "GB": cost.gigabytes,
+                "published": _published(cost.row.cfg.published),
+            }
+            for cost in self.costs
+        ]
+        return pd.DataFrame(lines)
+
+
+def plan(rows: Sequence[Row], device: str = "auto") -> Plan:
+    """Count what rows cost, and measure how fast this device is.
+
+    Example:
+        >>> from evaluations.study.plan import plan
+        >>> from evaluations.study.rows import table_rows
+        >>> planned = plan(table_rows("fashion", ["no guidance", "SAG"], common=["sampler.steps=50", "batch_size=4"]), "cpu")
+        >>> [cost.passes for cost in planned.costs], planned.costs[1].hours > planned.costs[0].hours
+        ([50, 100], True)
+
+    Args:
+        rows: One or more rows.
+        device: "cpu", "cuda", "cuda:N", or "auto".
+
+    Returns:
+        The costs.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
     where = pick_device(device, rows[0].cfg.precision)
     rate = _rate(rows[0].cfg, where)
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'row':<{width}}  {'seed':>4} {'samples':>7} {'passes':>9} {'hours':>9} {'GB':>6}  published"]
-    hours = 0.0
+    costs = []
     for row in rows:
-        cost = _flop(row.cfg) / rate / 3600
-        hours += cost
-        size = row.cfg.model.network.image_size
-        disk = 2 * row.cfg.num_samples * size**2 * 3 / 1e9  # shards and npz, while it is packed
-        lines.append(
-            f"{row.name:<{width}}  {row.cfg.seed:>4} {row.cfg.num_samples:>7} {_passes(row.cfg):>9} {cost:>9.1f} {disk:>6.1f}"
-            f"  {_published(row.cfg.published)}"
-        )
-    first = rows[0].cfg
-    lines.append(
-        f"{hours:.1f} hours on one {where} ({device_name(where)}), at {rate / 1e12:.3f} TFLOP/s measured on {first.model.name} "
-        f"({first.precision}{', compiled' if first.compile else ''}, random weights), without scoring"
-    )
-    return "\n".join(lines)
+        pixels = row.cfg.model.network.image_size**2
+        disk = 2 * row.cfg.num_samples * pixels * 3 / 1e9  # shards and npz
+        costs.append(Cost(row, _passes(row.cfg), _flop(row.cfg) / rate / 3600, disk))
+    return Plan(costs, f"{where} ({device_name(where)})", rate)
 
 
 def _published(facts: DictConfig | None) -> str:
@@ -56,7 +118,7 @@ def _guided(cfg: DictConfig) -> tuple[UNet, GuidedDenoiser]:
     """The network and the guided denoiser of a row, without any numbers in them."""
     with torch.device("meta"):
         network = instantiate(cfg.model.network, _convert_="all")
-        guidance = build_guidance(cfg.guidance, lambda node: instantiate(node.network, _convert_="all"))
+        guidance = sag.build.guidance(cfg.guidance, lambda node: instantiate(node.network, _convert_="all"))
     diffusion = instantiate(cfg.model.diffusion).respace(instantiate(cfg.sampler).steps)
     return network, GuidedDenoiser(Denoiser(network, diffusion, cfg.model.null_label), guidance)
 
@@ -82,7 +144,7 @@ def _flop(cfg: DictConfig) -> float:
 def _forward_flop(network: Any, inputs: Sequence[torch.Tensor]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _inputs(network: UNet, batch: int, device: torch.device) -> list[torch.Tensor]:
@@ -97,7 +159,7 @@ def _rate(cfg: DictConfig, device: torch.device) -> float:
     meta, _ = _guided(cfg)
     flop = _forward_flop(meta, _inputs(meta, 1, torch.device("meta")))
     set_up(network, device, cfg.precision, cfg.compile)
-    batch = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, max(4, int(CPU_BATCH_FLOP // flop)))
+    batch: int = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, max(4, int(CPU_BATCH_FLOP // flop)))
     inputs = _inputs(network, batch, device)
     with torch.no_grad():
         network(*inputs)

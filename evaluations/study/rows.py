@@ -1,0 +1,207 @@
+"""Rows: what is sampled and how it is scored, and the run that comes of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+import evaluations.build
+import sag
+from evaluations.metrics import COLUMNS
+from evaluations.study.results import Run
+from sag.build.messages import CONFIGS, choices, unknown_choice
+from sag.distributed import Process, Stop
+from sag.records import fingerprint
+
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
+LOOK = 4  # at most so many samples are looked at through SAG
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Example:
+        >>> from evaluations.study.rows import compose_row
+        >>> small = ["num_samples=4", "batch_size=4", "sampler.steps=2"]
+        >>> row = compose_row("scales", "SAG", ["guidance=[sag]", *small], scoring=["metrics=[is]"])
+        >>> run = row.run("sag", device="cpu")
+        >>> run.table, run.row, run.num_samples, list(run.metrics)
+        ('scales', 'SAG', 4, ['is'])
+
+    Attributes:
+        table: The name of its table.
+        name: Its own name.
+        cfg: What is sampled, composed from configs/sample.yaml.
+        scoring: How it is scored: overrides of configs/evaluate.yaml.
+    """
+
+    table: str
+    name: str
+    cfg: DictConfig
+    scoring: Sequence[str] = ()
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that determines the scores."""
+        return sha256("\n".join([fingerprint(sag.build.identity(self.cfg)), *sorted(self.scoring)]).encode()).hexdigest()
+
+    def run(
+        self,
+        out: str | Path,
+        device: str = "auto",
+        *,
+        process: Process | None = None,
+        stop: Stop | None = None,
+        progress: bool = False,
+    ) -> Run | None:
+        """Sample into a folder and score there. What is there already is not made again.
+
+        Args:
+            out: The folder.
+            device: "cpu", "cuda", "cuda:N", or "auto".
+            process: This process among those that share the work; None is as the launcher says.
+            stop: What asks this process to stop; None does not react to signals.
+            progress: Whether to show progress bars on stderr.
+
+        Returns:
+            The run; None in all processes but the main one.
+
+        Raises:
+            ValueError: If something cannot be sampled or scored.
+            OSError: If a file cannot be read, fetched or written.
+            FloatingPointError: If the values of a sample do not stay finite.
+        """
+        process, folder = process or Process.current(), Path(out)
+        job = sag.build.job(_merged(self.cfg, device=device))
+        shown = progress and process.main
+        with tqdm(desc=self.name, total=len(job.indices), unit="image", bar_format=BAR, disable=not shown) as bar:
+            sampled = sag.sampling.run(job, folder, process, stop, lambda done: bar.update(done - bar.n))
+        scores = folder / f"scores-{self.key[:8]}.json"
+        cfg = sag.compose("evaluate", _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring]))
+        scored = evaluations.build.score(_merged(cfg, samples=sampled.path, out=str(scores), device=device), process, progress)
+        if scored is None:
+            return None
+        for warning in scored.record["warnings"]:
+            logger.warning("%s: %s", self.name, warning)
+        made, indices = sampled.record, list(job.indices)
+        published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
+        return Run(
+            key=self.key,
+            table=self.table,
+            row=self.name,
+            seed=self.cfg.seed,
+            num_samples=len(indices),
+            settings=sag.build.identity(self.cfg),
+            scoring=scored.identity,
+            metrics=scored.values,
+            published=published,
+            record={key: made[key] for key in ("versions", "commit", "device", "hosts")},
+            seconds=made["seconds"] if made["indices"] == indices else None,  # else the record is of another length
+            folder=str(out),
+        )
+
+    def moments(self, device: str = "auto") -> "list[sag.sampling.Moment]":
+        """Look through SAG at the first samples.
+
+        Args:
+            device: Where they are made.
+
+        Returns:
+            Ten moments, evenly spread over the steps.
+
+        Raises:
+            ValueError: If the row has no SAG.
+        """
+        first = list(range(min(LOOK, self.cfg.num_samples)))
+        (found,) = sag.sampling.moments(sag.build.job(_merged(self.cfg, indices=first, device=device))).values()
+        return found
+
+
+def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
+    """Compose a row.
+
+    Args:
+        table: The name of its table.
+        name: Its own name.
+        overrides: Overrides of configs/sample.yaml; if a key is overridden twice, the last one wins.
+        scoring: Overrides of configs/evaluate.yaml.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: If an override does not fit.
+    """
+    return Row(table, name, sag.compose("sample", _last(overrides)), scoring)
+
+
+def table_rows(
+    table: str | Mapping[str, Any],
+    names: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    num_samples: int | None = None,
+    common: Sequence[str] | None = None,
+) -> list[Row]:
+    """Compose the rows of a table.
+
+    Example:
+        >>> from evaluations.study.rows import table_rows
+        >>> [(row.name, row.cfg.seed) for row in table_rows("fashion", ["SAG", "CFG"], seeds=[0, 1], num_samples=100)]
+        [('SAG', 0), ('CFG', 0), ('SAG', 1), ('CFG', 1)]
+
+    Args:
+        table: The name of a file in configs/table/, or the content of one.
+        names: Which rows; None is all of them.
+        seeds: The seeds; None is those of the table.
+        num_samples: How many samples each row has; None is as many as the table or the row says.
+        common: Overrides of configs/sample.yaml for all rows; None is those of the table.
+
+    Returns:
+        The rows, all of the first seed before any of the second.
+
+    Raises:
+        ValueError: If there is no such table or row, or an override does not fit.
+    """
+    facts = read_table(table) if isinstance(table, str) else table
+    wanted = list(facts["rows"]) if names is None else list(names)
+    unknown = [name for name in wanted if name not in facts["rows"]]
+    if unknown:
+        raise ValueError(f"table {facts['name']} has no row {unknown[0]!r}; it has {', '.join(facts['rows'])}")
+    wanted_seeds = facts["seeds"] if seeds is None else seeds
+    if not wanted or not wanted_seeds:
+        raise ValueError(f"rows and seeds must not be empty, got {wanted} and {list(wanted_seeds)}")
+    count = facts["num_samples"] if num_samples is None else num_samples
+    size = [] if count is None else [f"num_samples={count}"]
+    shared = facts["common"] if common is None else common
+    return [
+        compose_row(facts["name"], name, [*shared, *facts["rows"][name], f"seed={seed}", *size], facts["scoring"])
+        for seed in wanted_seeds
+        for name in wanted
+    ]
+
+
+def read_table(name: str) -> DictConfig:
+    """Read the config of a table.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    path = CONFIGS / f"table/{name}.yaml"
+    if not path.exists():
+        raise ValueError(unknown_choice("table", name, choices("table")))
+    return cast(DictConfig, OmegaConf.load(path))
+
+
+def _merged(cfg: DictConfig, **values: Any) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge(cfg, values))
+
+
+def _last(overrides: Sequence[str]) -> list[str]:
+    return list({override.split("=", 1)[0]: override for override in overrides}.values())
