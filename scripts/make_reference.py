@@ -4,17 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig
 
-from evaluations.batches import write_reference
-from evaluations.extraction import extract, folder_name
-from evaluations.frechet import Moments
-from sag.data import ImageSource, SelectedImages
-from sag.devices import pick_device
 from sag.distributed import Process
-from sag.noise import check_word
+from sag.storage import check_new
 from scripts.common import run
 
 
@@ -33,48 +27,30 @@ class MakeReferenceConfig:
     out: str = MISSING
 
 
-def choose(count: int, available: int, seed: int, key: str) -> np.ndarray:
-    """`count` of `available` indices, drawn without replacement, in ascending order.
-
-    Raises:
-        ValueError: more than there are, less than one, or an impossible seed.
-    """
-    check_word("seed", seed)
-    if not 1 <= count <= available:
-        raise ValueError(f"{key}={count} images are asked for, but the data has {available}")
-    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
-
-
 def main(cfg: DictConfig) -> None:
-    """Extract features of the data, and write statistics of all images and some of the images."""
-    out, process = Path(cfg.out), Process.current()
-    if out.suffix != ".npz":
-        raise ValueError(f"out={out} must end in .npz")
-    if out.exists():
-        raise ValueError(f"{out} is there already; give another out, or remove it")
-    if cfg.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    device = pick_device(cfg.device, "float32")
-    data: ImageSource = instantiate(cfg.data)
-    if cfg.limit is not None:
-        data = SelectedImages(data, choose(cfg.limit, len(data), cfg.seed, "limit"))
-    kept = choose(min(cfg.num_images, len(data)), len(data), cfg.seed, "num_images")
-    extractor = instantiate(cfg.extractor).to(device)
-    work = out.with_name(f".{out.stem}.features")
-    files = extract(data, extractor, work / folder_name(data, extractor), process, cfg.batch_size, "data")
-    if not process.main:
+    """Make the reference of the config, as one of any number of processes."""
+    from evaluations.reference import make_reference  # this imports torch, which --help does without
+
+    process = Process.current()
+    check_new(Path(cfg.out), ".npz")  # before the weights of the extractor are fetched
+    made = make_reference(
+        instantiate(cfg.data),
+        instantiate(cfg.extractor),
+        cfg.out,
+        num_images=cfg.num_images,
+        limit=cfg.limit,
+        seed=cfg.seed,
+        compact=cfg.compact,
+        batch_size=cfg.batch_size,
+        device=cfg.device,
+        process=process,
+        progress=True,
+    )
+    if made is None:
         print(f"rank {process.rank} of {process.world}: its share of the features is extracted")
         return
-    pool, spatial = Moments(), Moments()
-    for _, arrays in files:
-        pool.update(arrays["pool"])
-        if "spatial" in arrays:
-            spatial.update(arrays["spatial"])
-    of_spatial = spatial.statistics() if spatial.count else None
-    write_reference(out, data, kept, pool.statistics(), of_spatial, extractor.id, compact=cfg.compact)
-    files.remove()
-    print(f"wrote {out}: statistics of {len(data)} images, {len(kept)} images, {extractor.id}")
-    for note in extractor.notes:
+    print(f"wrote {made.path}: statistics of {made.count} images, {made.kept} images, {made.extractor}")
+    for note in made.notes:
         print(f"warning: {note}")
 
 

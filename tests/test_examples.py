@@ -17,6 +17,7 @@ FUNCTIONS = {  # what programs call
     "reproduce": "evaluations.study.reproduce.reproduce",
     "sweep": "evaluations.study.sweep.score_point",
     "demo": "evaluations.study.compare.compare",
+    "make_reference": "evaluations.reference.make_reference",
 }
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluations.reference import draw
 from sag.noise import SampleNoise, sample_labels
 from sag.training import Settings
-from scripts import make_reference
 
 CPU = torch.device("cpu")
 
@@ -129,6 +129,6 @@ def test_training_tells_seeds_of_32_bits_apart_and_refuses_others(value):
 
 
 def test_the_images_of_a_reference_are_drawn_with_a_possible_seed():
-    assert len({tuple(make_reference.choose(5, 1000, seed, "num_images")) for seed in LARGE}) == len(LARGE)
+    assert len({tuple(draw(5, 1000, seed)) for seed in LARGE}) == len(LARGE)
     with pytest.raises(ValueError, match=r"^seed must be in \[0, 2\*\*64\), got -1"):
-        make_reference.choose(5, 10, -1, "num_images")
+        draw(5, 10, -1)

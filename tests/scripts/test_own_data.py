@@ -99,7 +99,7 @@ def test_any_number_of_channels(run_script, tmp_path):
     five = ["extractor.mean=[0,0,0,0,0]", "extractor.std=[1,1,1,1,1]", "+extractor.network.channels=5"]
     assert "fid" in score(run_script, tmp_path, data, *five).lower()
     (tmp_path / "reference.npz").unlink()
-    with pytest.raises(SystemExit, match="ModuleExtractor takes images of 1 or 3 channels, got 5; for others give"):
+    with pytest.raises(SystemExit, match="ModuleExtractor takes images of 1 or 3 channels, got 5; for others use"):
         score(run_script, tmp_path, data)
 
 
