@@ -13,6 +13,7 @@ import torch
 from helpers import golden_images, random_images
 from PIL import Image
 
+from evaluations.score_files import find_samples
 from evaluations.study import compare
 from evaluations.study.results import Results, Run
 from evaluations.study.rows import Row
@@ -153,7 +154,7 @@ def test_more_samples_extend_a_finished_run_and_fewer_are_taken_from_it(sampled,
     assert "is there already" in sampled(*QUICK, f"out={out}")[1]
     assert not (out / "shards").exists()
     with pytest.raises(ValueError, match=r"holds several sample batches \(.*\); give one of them as samples="):
-        evaluate.find_samples(str(out))
+        find_samples(str(out))
 
 
 def test_a_damaged_batch_is_not_extended_but_made_anew(sampled, tmp_path):
