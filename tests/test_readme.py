@@ -1,4 +1,4 @@
-"""The README's Python runs, on a small network in place of the published one."""
+"""The Python of README and docs/python.md runs."""
 
 import re
 
@@ -27,3 +27,14 @@ def test_the_library_example_runs(monkeypatch):
     x_t = torch.zeros(1, 3, 64, 64)
     assert torch.isfinite(names["guided"](x_t, 500).eps).all()
     assert names["guided"].passes(0) == 2
+
+
+def test_the_page_for_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names = {"__name__": "docs"}
+    for block in blocks:
+        exec(block, names)
+    assert names["table"].mean["fid"].gt(0).all()
+    assert "outputs/toy/samples_8x16x16x3.npz" in capsys.readouterr().out
