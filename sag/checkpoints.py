@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sag.models import Classifier, UNet
 from sag.storage import fetch
-from sag.storage.tensors import read_tensors
+from sag.tensor_files import read_tensors
 
 logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parent / "weights"

@@ -366,7 +366,7 @@ def test_places_without_a_file_are_named(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise PermissionError(13, "Permission denied", str(tmp_path / "ema_0.9999_010000.pt"))
 
-    monkeypatch.setattr("sag.storage.tensors.open", refuse, raising=False)
+    monkeypatch.setattr("sag.tensor_files.open", refuse, raising=False)
     with pytest.raises(OSError, match=r"^checkpoint .*010000\.pt cannot be read \(Permission denied\)$"):
         load_checkpoint(str(tmp_path / "ema_0.9999_010000.pt"))
 
