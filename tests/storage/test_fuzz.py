@@ -110,7 +110,7 @@ def whole_pngs(tally):
             tally.image("t.png", png(grey, bits, palette, clear, interlaced))
             opaque = chunk(b"tRNS", b"\xff" * 2**bits)
             tally.image("t.png", png(grey, bits, palette, opaque, interlaced), score=coloured, train=coloured)
-        tally.image("k.png", png(grey, bits, None, chunk(b"tRNS", int(grey[2, 3, 0]).to_bytes(2)), interlaced))
+        tally.image("k.png", png(grey, bits, None, chunk(b"tRNS", int(grey[2, 3, 0]).to_bytes(2, "big")), interlaced))
     for bits, channels, interlaced in itertools.product((8, 16), (2, 3, 4), (False, True)):
         pixels = random((*SIZE, channels), 2**bits, np.uint16)
         solid = pixels.copy()
