@@ -8,12 +8,11 @@ import shutil
 
 import pytest
 from helpers import ROOT
-from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
 from sag.build.arguments import read_overrides
-from scripts.common import CONFIGS, composed
+from sag.build.composing import compose, register
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sag/weights/README.md"]
 FLAGS = "--image_size 32 --num_channels 32 --num_res_blocks 1 --learn_sigma True"  # for $MODEL_FLAGS
@@ -38,7 +37,7 @@ def blocks(text):
     loop = re.compile(r"for (\w+) in ([^;\n]+); do(.*?)done", re.DOTALL)
     shell = loop.sub(lambda m: "\n".join(m[3].replace(f"${m[1]}", value) for value in m[2].split()), shell)
     within = [code.replace("\n", " ") for code in re.findall(r"`(python [^`]+)`", fenced.sub("", text))]
-    return [line for line in [*shell.split("\n"), *within] if "scripts/" in line]
+    return [line for line in [*shell.split("\n"), *within] if re.search("scripts/|sag-", line)]
 
 
 def commands():
@@ -47,11 +46,11 @@ def commands():
     for line in itertools.chain.from_iterable(blocks(page.read_text()) for page in PAGES):
         words = shlex.split(line.replace("$MODEL_FLAGS", FLAGS), comments=True)
         for begin, word in enumerate(words):
-            if program := re.fullmatch(r"scripts/(\w+)\.py", word):
+            if program := re.fullmatch(r"scripts/(\w+)\.py|sag-([a-z-]+)", word):
                 own = list(itertools.takewhile(lambda word: word not in ("&&", ";"), words[begin + 1 :]))
                 arguments = [argument.removesuffix(";") for argument in own if not re.fullmatch(r"(\w+=)?\.\.\.", argument)]
                 if arguments or not own:
-                    found[" ".join([word, *arguments])] = program[1], arguments
+                    found[" ".join([word, *arguments])] = program[1] or program[2].replace("-", "_"), arguments
     return found
 
 
@@ -77,9 +76,9 @@ def first_point(override):
 def test_keys_and_values_are_known(command):
     name, arguments = COMMANDS[command]
     _, config, schema = program(name)
+    register(config, schema)
     overrides = [argument for argument in arguments if argument != "-m"]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed(config, [first_point(override) for override in read_overrides(overrides, schema)], schema)
+    compose(config, [first_point(override) for override in read_overrides(overrides, schema)])
 
 
 @pytest.mark.parametrize("command", RUN)

@@ -11,6 +11,13 @@ from helpers import ROOT
 from omegaconf import OmegaConf
 
 PARAMETERS = {
+    "sag.compose": "config_name overrides",
+    "sag.build.compose": "config_name overrides",
+    "sag.build.job": "cfg",
+    "sag.build.denoiser": "cfg",
+    "sag.sampling.run": "job out process stop watch",
+    "sag.sampling.progress": "out minutes",
+    "sag.sampling.moments": "job layers count",
     "sag.diffusion.DDIM": "steps eta",
     "sag.diffusion.DDPM": "steps",
     "sag.diffusion.Denoiser": "network diffusion null_label",
@@ -63,6 +70,13 @@ def test_programs_keep_their_keys(name):
     schema = "".join(word.capitalize() for word in name.split("_")) + "Config"
     found = {field.name for field in dataclasses.fields(pkgutil.resolve_name(f"scripts.{name}.{schema}"))}
     assert found >= set(KEYS[name].split())
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_programs_are_commands_of_an_installation(name):
+    line = f'sag-{name.replace("_", "-")} = "scripts.{name}:command"'
+    assert line in (ROOT / "pyproject.toml").read_text().splitlines()
+    assert callable(pkgutil.resolve_name(f"scripts.{name}.command"))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
