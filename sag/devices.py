@@ -3,10 +3,14 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from sag.distributed import Process
+
+if TYPE_CHECKING:
+    from sag.models import Classifier, UNet
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,6 +46,21 @@ def pick_device(name: str, precision: str = "float32") -> torch.device:
         raise ValueError("precision=float16 needs a GPU; on a CPU use precision=bfloat16 or precision=float32")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+def set_up(network: "UNet | Classifier", device: torch.device, precision: str, compiled: bool) -> None:
+    """Move a network to its device and precision, and compile it if asked.
+
+    Args:
+        network: The network.
+        device: Where it goes.
+        precision: "float32", "bfloat16" or "float16".
+        compiled: Whether it is compiled at its first call.
+    """
+    network.set_precision(PRECISIONS[precision])
+    network.to(device)
+    if compiled:
+        network.compile()
 
 
 def device_name(device: torch.device) -> str:

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from sag import storage
 from sag.build.objects import guidance as build_guidance
-from sag.build.objects import set_up
-from sag.devices import PRECISIONS, device_name, pick_device, seconds
+from sag.devices import PRECISIONS, device_name, pick_device, seconds, set_up
 from sag.diffusion import Denoiser, sample
 from sag.guidance import Guidance, GuidedDenoiser
 from sag.memory import peak_memory

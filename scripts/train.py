@@ -15,17 +15,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from sag import storage
-from sag.build.objects import image_size
 from sag.checkpoints import load_weights, log_notes
-from sag.data import ImageSource
+from sag.data import ImageSource, picture
 from sag.data.tensors import quantise
 from sag.devices import device_name, pick_device
 from sag.diffusion import DDIM, Denoiser, sample
 from sag.distributed import Process, set_meeting_place
-from sag.models import UNet
+from sag.models import UNet, image_size
 from sag.noise import SampleNoise
 from sag.records import check_folder
-from sag.sampling.shards import picture
 from sag.training import STATE, Objective, Settings, Trainer
 from scripts.common import run
 

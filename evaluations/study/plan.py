@@ -13,11 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import sag
 from evaluations.metrics import COLUMNS
 from evaluations.study.rows import Row
-from sag.build.objects import image_size, set_up
-from sag.devices import device_name, pick_device, seconds
+from sag.devices import device_name, pick_device, seconds, set_up
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
-from sag.models import UNet
+from sag.models import UNet, image_size
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes
 CPU_BATCH_FLOP = 2.5e11  # on a CPU the timed batch takes this much, or is 4: seconds, not minutes

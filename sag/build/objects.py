@@ -12,10 +12,10 @@ from sag.build.composing import identity
 from sag.build.messages import CONFIGS, choices
 from sag.checkpoints import CheckpointMismatch, load_network, log_notes
 from sag.data import ImageSource, NpzImages, SelectedImages
-from sag.devices import PRECISIONS, pick_device
+from sag.devices import pick_device, set_up
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, Guidance
-from sag.models import Classifier, UNet, UpsamplingUNet
+from sag.models import UNet, UpsamplingUNet, image_size
 from sag.noise import sample_labels
 from sag.sampling.job import Job, check_batch_size, check_indices
 from sag.storage import CacheError
@@ -54,14 +54,6 @@ def network(node: DictConfig, device: torch.device, precision: str = "float32", 
     log_notes(node.checkpoint, notes)
     set_up(built, device, precision, compiled)
     return built
-
-
-def set_up(network: UNet | Classifier, device: torch.device, precision: str, compiled: bool) -> None:
-    """Move a network to its device and precision, and compile it if asked."""
-    network.set_precision(PRECISIONS[precision])
-    network.to(device)
-    if compiled:
-        network.compile()
 
 
 def guidance(node: Mapping[str, DictConfig], load: Callable[[DictConfig], Any]) -> list[Guidance]:
@@ -164,20 +156,6 @@ def choose_indices(cfg: DictConfig) -> list[int]:
         return list(range(cfg.num_samples))
     check_indices(cfg.indices)
     return list(cfg.indices)
-
-
-def image_size(network: Any, size: Sequence[int] | None) -> tuple[int, int]:
-    """Return (height, width) in pixels: those of a config's `size`, or the network's own square.
-
-    Raises:
-        ValueError: If these are not two numbers, or the network cannot halve such a size as often as it does.
-    """
-    if size is None:
-        return network.image_size, network.image_size
-    factor = network.image_size // getattr(network, "lowest_resolution", network.image_size)
-    if len(size) != 2 or min(size) < 1 or any(length % factor for length in size):
-        raise ValueError(f"size must be [height,width] in pixels, both divisible by {factor} here, got {list(size)}")
-    return size[0], size[1]
 
 
 def choose_labels(

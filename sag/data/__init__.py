@@ -6,6 +6,7 @@ from sag.data.labels import Labels
 from sag.data.levels import BITS, Images, eight_bits, from_values, to_values
 from sag.data.npz_images import NpzImages
 from sag.data.sources import ArrayImages, ImageSource, SelectedImages
+from sag.data.tiles import picture
 
 __all__ = [
     "BITS",
@@ -19,5 +20,6 @@ __all__ = [
     "eight_bits",
     "from_values",
     "open_images",
+    "picture",
     "to_values",
 ]

@@ -2,6 +2,7 @@
 
 from sag.models.attention import Attend, Attention, AttentionLayer, check_layers
 from sag.models.classifier import Classifier
+from sag.models.sizes import image_size
 from sag.models.unet import UNet, UNetOutput, UpsamplingUNet
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "UNetOutput",
     "UpsamplingUNet",
     "check_layers",
+    "image_size",
 ]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from sag.claims import Claims, is_claim, this_process
-from sag.data import Images
+from sag.data import Images, picture
 from sag.data.tensors import quantise
 from sag.distributed import Process, Stop
 from sag.records import CONFIG, LAYOUT, check_folder, provenance, read_settings, to_yaml
@@ -233,7 +233,7 @@ def finish(job: Job, out: Folder, process: Process) -> None:
             check_place(job, out)
             out.write(RECORD, to_json(_record(job, contents.made, own_files(out, job.key))))
             with out.writer(PICTURE) as file:
-                Image.fromarray(shards.picture(np.stack(shown))).save(file, "PNG")
+                Image.fromarray(picture(np.stack(shown))).save(file, "PNG")
             shards.pack(out, names, contents, job.target, claims.beat)
         except shards.DamagedShard as error:
             logger.warning("%s; it is made again", error)

@@ -10,7 +10,7 @@ import torch
 
 from sag import storage
 from sag.data.tensors import quantise
-from sag.sampling.shards import DamagedShard, Shard, check_shards, pack, picture, read_samples, read_shard, write_shard
+from sag.sampling.shards import DamagedShard, Shard, check_shards, pack, read_samples, read_shard, write_shard
 
 
 def images(n, start=0):
@@ -120,11 +120,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         fail_halfway()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_grid_tiles_row_by_row():
-    tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 2, 1), np.uint8)
-    assert picture(tiles)[::2, ::2].tolist() == [[1, 2, 3], [4, 5, 0]]
 
 
 @pytest.mark.parametrize("error", [None, errno.EPERM])

@@ -119,7 +119,7 @@ def test_a_killed_run_continues_and_a_finished_one_returns(script, tmp_path, mon
 
 @pytest.fixture
 def meanwhile(script, tmp_path, monkeypatch):
-    """Continue a run in which one of two shards is there; something else happens just before a function of `shards`."""
+    """Continue a run in which one of two shards is there; something else happens just before one of the functions."""
 
     def run(moment, happens):
         script(*QUICK, f"out={tmp_path / 'whole'}")
@@ -129,7 +129,8 @@ def meanwhile(script, tmp_path, monkeypatch):
             with pytest.raises(SystemExit, match="killed"):
                 script(*QUICK, f"out={out}")
         (out / "shards/00000002-00000002.npz").unlink()
-        function, happened = getattr(runner.shards, moment), []
+        place = runner if moment == "picture" else runner.shards
+        function, happened = getattr(place, moment), []
 
         def interrupted(*arguments):
             if not happened:
@@ -137,7 +138,7 @@ def meanwhile(script, tmp_path, monkeypatch):
                 happens(out)
             return function(*arguments)
 
-        monkeypatch.setattr(runner.shards, moment, interrupted)
+        monkeypatch.setattr(place, moment, interrupted)
         script(*QUICK, f"out={out}")
         assert happened
         assert {file.name for file in out.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
