@@ -111,7 +111,7 @@ def test_published_numbers_at_another_n_or_extractor_are_refused(script, batches
     script(*batches, f"out={tmp_path / 'a.json'}")
     own = f"+published.extractor={json.loads((tmp_path / 'a.json').read_text())['extractor']}"
     with pytest.raises(
-        SystemExit, match=r"about 50000 samples, .*samples\.npz holds 600: FID depends on their number; published"
+        SystemExit, match=r"scores of 50000 samples, but .*samples\.npz holds 600: FID depends on their number; published"
     ):
         script(*arguments, own)
     assert "published: paper, 50000 samples" in script(*arguments, own, "published.any_n=true")
