@@ -13,6 +13,7 @@ FUNCTIONS = {  # what programs call
     "visualize": "sag.sampling.moment.moments",
     "evaluate": "evaluations.score_files.score_files",
     "bundle": "sag.conversion.convert_checkpoint",
+    "train": "sag.training.runner.train",
     "report": "evaluations.study.report.write_report",
     "reproduce": "evaluations.study.reproduce.reproduce",
     "sweep": "evaluations.study.sweep.score_point",

@@ -1,0 +1,64 @@
+"""Pictures that show what a network in training has learnt."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sag.data import picture
+from sag.data.tensors import quantise
+from sag.diffusion import DDIM, Denoiser, GaussianDiffusion, sample
+from sag.models import image_size
+from sag.noise import SampleNoise
+from sag.training.loop import Trainer
+
+GRID = 64  # images in a picture
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Draws a grid of samples after each checkpoint, with the slowest average of the weights: `saved` of `train`.
+
+    Args:
+        diffusion: The diffusion of the network, a `UNet`.
+        null_label: The class that means "no class", which is not drawn.
+        size: (height, width) of the images; None is the network's own.
+        steps: The number of DDIM steps.
+
+    Raises:
+        ValueError: If there are no steps.
+    """
+
+    diffusion: GaussianDiffusion
+    null_label: int | None = None
+    size: tuple[int, int] | None = None
+    steps: int = 25
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"grid_steps must be at least 1, or 0 to draw no pictures, got {self.steps}")
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Write the picture next to the checkpoint.
+
+        Args:
+            trainer: The training.
+
+        Raises:
+            ValueError: If a file that is not of this run has the picture's name.
+        """
+        network: Any = copy.deepcopy(trainer.network)
+        network.load_state_dict(trainer.averaged(max(trainer.ema)))
+        network.eval().requires_grad_(False)
+        denoiser = Denoiser(network, self.diffusion, self.null_label).respace(f"ddim{self.steps}")
+        shape = (network.in_channels, *image_size(network, self.size))
+        noise = SampleNoise(0, range(GRID), shape, trainer.device)
+        labels = None
+        if network.num_classes is not None:
+            labels = torch.arange(GRID, device=trainer.device) % (network.num_classes - (self.null_label is not None))
+        sampler = DDIM(f"ddim{self.steps}")
+        *_, last = sample(denoiser, sampler, noise.initial(), denoiser.condition(labels), noise=noise.step)
+        with trainer.writer(f"grid{trainer.step:06d}.png") as file:
+            Image.fromarray(picture(quantise(last.x))).save(file, "PNG")
