@@ -22,11 +22,12 @@ class DemoConfig:
 def main(cfg: DictConfig) -> None:
     """Sample, score and draw the rows, and print their table."""
     from evaluations.study.compare import compare  # this and what follows import torch, which --help does without
-    from evaluations.study.tables import markdown
+    from evaluations.study.tables import as_text
 
     compared = compare(cfg.rows, cfg.out, cfg.common, cfg.num_samples, cfg.seed, cfg.device, progress=True)
     if compared is not None:
-        print(f"\n{markdown(compared.table)}\nwrote {', '.join(file.name for file in compared.files)} to {cfg.out}")
+        print(as_text([compared.table]))
+        print(f"wrote {', '.join(file.name for file in compared.files)} to {cfg.out}")
 
 
 def command() -> None:

@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     from evaluations.study.plan import plan  # these import torch, which --help does without
     from evaluations.study.reproduce import reproduce
     from evaluations.study.rows import table_rows
-    from evaluations.study.tables import markdown
+    from evaluations.study.tables import as_text
 
     rows = table_rows(cfg.table, cfg.rows, cfg.seeds, cfg.num_samples, cfg.common)
     if cfg.dry_run:
@@ -45,8 +45,7 @@ def main(cfg: DictConfig) -> None:
     done = reproduce(rows, cfg.results, cfg.out, cfg.device, keep_samples=cfg.keep_samples, stop=Stop(), progress=True)
     if done is None:
         return
-    for table in done.tables:
-        print(f"\n{table.title}\n\n{markdown(table)}")
+    print(as_text(done.tables))
     print(f"wrote {cfg.results}; scripts/report.py makes tables, plots and a page of it")
 
 

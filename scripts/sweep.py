@@ -74,13 +74,12 @@ class Summary(Callback):
     @override
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from evaluations.study.sweep import summarise
-        from evaluations.study.tables import markdown
+        from evaluations.study.tables import as_text
 
         if not Process.current().main:
             return
         swept = summarise(config.name, config.results, since=self.begin)
-        for table in swept.tables:
-            print(f"\n{table.title}\n\n{markdown(table)}")
+        print(as_text(swept.tables))
         print(f"results are in {config.results}; scripts/report.py makes tables, plots and a page of them", flush=True)
         if swept.failed:
             names = "; ".join(found.row for found in swept.failed)

@@ -31,6 +31,14 @@ COLORS = [f"C{i}" for i in range(10)]
 def page(tables: Iterable[Table], failed: Sequence[Run]) -> str:
     """Write all tables, sortable, with charts and galleries, and the runs that failed.
 
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.page import page
+        >>> from evaluations.study.tables import arrange
+        >>> tables = arrange([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})])
+        >>> page(tables, []).count("<table>")
+        1
+
     Args:
         tables: The tables.
         failed: The runs that failed.
@@ -54,7 +62,7 @@ def _table(table: Table) -> str:
     heads = "".join(f"<th>{head}" for head in ["row", *cells.columns])
     rows = "".join(f"<tr>{''.join(f'<td>{cell}' for cell in line)}" for line in cells.itertuples())
     note = f"{table.basis.num_samples} samples; ± is the standard deviation of one seed. Click a head to sort. {table.note}"
-    return f"<table><thead><tr>{heads}</thead><tbody>{rows}</tbody></table><p>{note}</p>"
+    return f"<table><thead><tr>{heads}</thead><tbody>{rows}</tbody></table><p>{html.escape(note)}</p>"
 
 
 def _charts(table: Table) -> str:

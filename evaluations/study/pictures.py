@@ -20,6 +20,14 @@ MILLISECONDS = 400  # a moment of an animation
 def draw_table(table: Table, base: Table | None, path: Path) -> None:
     """Draw a panel for each metric, with a point for each row and the standard deviation from seed to seed.
 
+    Example:
+        >>> from pathlib import Path
+        >>> from evaluations.study.pictures import draw_table
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange
+        >>> (table,) = arrange([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})])
+        >>> draw_table(table, None, Path("scales.png"))
+
     Args:
         table: The rows.
         base: The table with the row `BASE`, which is drawn as a dashed line in a band; None draws no line.
@@ -43,6 +51,12 @@ def draw_table(table: Table, base: Table | None, path: Path) -> None:
 def draw_samples(images: Mapping[str, Images], path: Path) -> None:
     """Draw the samples of every row below each other.
 
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from evaluations.study.pictures import draw_samples
+        >>> draw_samples({"SAG": np.zeros((4, 32, 32, 3), np.uint8)}, Path("samples.png"))
+
     Args:
         images: As many samples (N, H, W, C) of each row, by its name.
         path: The PNG.
@@ -58,6 +72,13 @@ def draw_samples(images: Mapping[str, Images], path: Path) -> None:
 
 def draw_strip(moments: Sequence[Moment], path: Path, kinds: Sequence[str] = ("mask", "degraded", "difference")) -> None:
     """Draw what SAG sees: a column for each moment, a row for each sample and kind of panel.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import sag
+        >>> from evaluations.study.pictures import draw_strip
+        >>> job = sag.build.job(sag.compose("sample", ["num_samples=2", "sampler.steps=2", "device=cpu"]))
+        >>> draw_strip(sag.sampling.moments(job, count=2)["output.2"], Path("seen.png"))
 
     Args:
         moments: The moments.
@@ -81,6 +102,13 @@ def draw_strip(moments: Sequence[Moment], path: Path, kinds: Sequence[str] = ("m
 def draw_gif(moments: Sequence[Moment], path: Path) -> None:
     """Draw what SAG sees as an animation: samples beside each other, the kinds of panels below each other.
 
+    Example:
+        >>> from pathlib import Path
+        >>> import sag
+        >>> from evaluations.study.pictures import draw_gif
+        >>> job = sag.build.job(sag.compose("sample", ["num_samples=2", "sampler.steps=2", "device=cpu"]))
+        >>> draw_gif(sag.sampling.moments(job, count=2)["output.2"], Path("seen.gif"))
+
     Args:
         moments: The moments.
         path: The GIF.
@@ -96,6 +124,14 @@ def draw_gif(moments: Sequence[Moment], path: Path) -> None:
 
 def panels(moment: Moment) -> dict[str, Images]:
     """Return the pictures of a moment, (n, H, W, 3) uint8 each.
+
+    Example:
+        >>> import sag
+        >>> from evaluations.study.pictures import panels
+        >>> job = sag.build.job(sag.compose("sample", ["num_samples=2", "sampler.steps=2", "device=cpu"]))
+        >>> (moment,) = sag.sampling.moments(job, count=1)["output.2"]
+        >>> list(panels(moment)), panels(moment)["mask"].shape
+        (['clean', 'mask', 'degraded', 'difference'], (2, 32, 32, 3))
 
     Args:
         moment: The moment.

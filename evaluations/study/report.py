@@ -52,7 +52,7 @@ def write_report(
     Raises:
         ValueError: There are no such runs, or a file of somebody else is in the way.
     """
-    runs = choose_runs(Path(results), tables, num_samples)
+    runs = _choose_runs(Path(results), tables, num_samples)
     found = arrange(runs)
     texts = {
         "tables.md": "\n".join(f"## {table.title}\n\n{markdown(table)}" for table in found),
@@ -60,7 +60,7 @@ def write_report(
         "results.csv": as_csv(runs),
         "report.html": page(found, [failed for failed in runs if failed.error is not None]),
     }
-    folder, plots = storage.LocalFolder(Path(out)), file_names(table.title for table in found)
+    folder, plots = storage.LocalFolder(Path(out)), _file_names(table.title for table in found)
     settings = {"results": str(results), "tables": None if tables is None else list(tables), "num_samples": num_samples}
     files = [*texts, *plots.values()]
     storage.claim_files(folder, settings, files)
@@ -71,20 +71,8 @@ def write_report(
     return Report(runs, found, [folder.path / name for name in files])
 
 
-def choose_runs(results: Path, tables: Sequence[str] | None, num_samples: int | None) -> list[Run]:
-    """Return the runs that a report is about.
-
-    Args:
-        results: The SQLite file.
-        tables: The names of their tables; None is all of them.
-        num_samples: How many samples they have; None is any number.
-
-    Returns:
-        The runs, in the order in which they were added.
-
-    Raises:
-        ValueError: There are none.
-    """
+def _choose_runs(results: Path, tables: Sequence[str] | None, num_samples: int | None) -> list[Run]:
+    """Return the runs that a report is about; raise a ValueError if there are none."""
     runs = Results(results).runs()
     if not runs:
         raise ValueError(f"there are no results in {results}; scripts/reproduce.py and scripts/sweep.py put them there")
@@ -101,8 +89,8 @@ def choose_runs(results: Path, tables: Sequence[str] | None, num_samples: int | 
     return own
 
 
-def file_names(titles: Iterable[str]) -> dict[str, str]:
-    """A name for the plot of each title: letters that any file system takes, and no name twice, small letters or capitals."""
+def _file_names(titles: Iterable[str]) -> dict[str, str]:
+    """Name the plot of each title in letters that any file system takes; no two names differ in capitals only."""
     names: dict[str, str] = {}
     for title in titles:
         name = plain = re.sub(r"[^\w.,() -]+", "_", title).strip(". ") or "table"

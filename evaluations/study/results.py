@@ -19,11 +19,21 @@ PATIENCE = 30.0  # seconds to wait while another process writes
 class Run:
     """A run that was scored, or that failed.
 
-    key: of everything that decides the scores. table, row: where it stands; a later run of the same key there replaces the
-    earlier. seed, num_samples: of the samples; settings: theirs; scoring: extractor, reference and settings of the metrics.
-    metrics: by name, without N. error: why there are none. published: what a paper says of it (source, mark, extractor,
-    num_samples, values). record: versions, commit, device. seconds: of sampling, all processes together. folder: of the
-    samples. time: when it was added, seconds since 1970.
+    Attributes:
+        key: A hash of everything that determines the scores.
+        table: The name of its table.
+        row: The name of its row; a later run with the same key, table and row replaces the earlier one.
+        seed: The seed of the samples.
+        num_samples: How many samples there are.
+        settings: The settings of the samples.
+        scoring: Extractor, reference and settings of the metrics.
+        metrics: The scores, by names without N.
+        error: Why there are no scores.
+        published: What a paper says: source, extractor, num_samples, values, ...
+        record: Versions, commit, device, hosts and warnings.
+        seconds: The time that sampling took, of all processes together.
+        folder: Where the samples are or were.
+        time: When the run was added, in seconds since 1970.
     """
 
     key: str
@@ -47,10 +57,20 @@ _AS_JSON = {"settings", "scoring", "metrics", "published", "record"}
 
 
 class Results:
-    """The runs in a file, which is made when the first is added.
+    """The runs in a file, which is made when the first run is added.
+
+    Example:
+        >>> from evaluations.study.results import Results, Run
+        >>> results = Results("results.sqlite")
+        >>> results.add(Run("k", "scales", "SAG", seed=0, num_samples=10, settings={}, metrics={"fid": 1.5}))
+        >>> [run.metrics["fid"] for run in results.runs()]
+        [1.5]
+
+    Args:
+        path: The SQLite file.
 
     Raises:
-        ValueError: from any method, if the file is something else, or another process holds it for too long.
+        ValueError: From any method, if the file is something else, or another process holds it for too long.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -67,7 +87,7 @@ class Results:
             file.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
     def runs(self) -> list[Run]:
-        """All runs, in the order in which they were added."""
+        """Return all runs, in the order in which they were added."""
         if not self.path.exists():
             return []
         names = ", ".join(f'"{name}"' for name in _COLUMNS)

@@ -1,6 +1,5 @@
 """Rows: what is sampled and how it is scored, and the run that comes of it."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +19,6 @@ from sag.records import fingerprint
 
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 LOOK = 4  # at most so many samples are looked at through SAG
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,6 @@ class Row:
         scored = evaluations.build.score(_merged(cfg, samples=sampled.path, out=str(scores), device=device), process, progress)
         if scored is None:
             return None
-        for warning in scored.record["warnings"]:
-            logger.warning("%s: %s", self.name, warning)
         made, indices = sampled.record, list(job.indices)
         published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
         return Run(
@@ -102,7 +98,8 @@ class Row:
             scoring=scored.identity,
             metrics=scored.values,
             published=published,
-            record={key: made[key] for key in ("versions", "commit", "device", "hosts")},
+            record={key: made[key] for key in ("versions", "commit", "device", "hosts")}
+            | {"warnings": scored.record["warnings"]},
             seconds=made["seconds"] if made["indices"] == indices else None,  # else the record is of another length
             folder=str(out),
         )
@@ -126,6 +123,11 @@ class Row:
 
 def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
     """Compose a row.
+
+    Example:
+        >>> from evaluations.study.rows import compose_row
+        >>> compose_row("scales", "SAG", ["guidance=[sag]", "seed=1", "seed=2"]).cfg.seed
+        2
 
     Args:
         table: The name of its table.
@@ -169,7 +171,7 @@ def table_rows(
     Raises:
         ValueError: If there is no such table or row, or an override does not fit.
     """
-    facts = read_table(table) if isinstance(table, str) else table
+    facts = _read_table(table) if isinstance(table, str) else table
     wanted = list(facts["rows"]) if names is None else list(names)
     unknown = [name for name in wanted if name not in facts["rows"]]
     if unknown:
@@ -187,12 +189,7 @@ def table_rows(
     ]
 
 
-def read_table(name: str) -> DictConfig:
-    """Read the config of a table.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+def _read_table(name: str) -> DictConfig:
     path = CONFIGS / f"table/{name}.yaml"
     if not path.exists():
         raise ValueError(unknown_choice("table", name, choices("table")))

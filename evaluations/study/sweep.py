@@ -105,6 +105,15 @@ def score_point(
 def record_failure(row: Row, results: str | Path, error: str) -> None:
     """Add a point that failed to the results.
 
+    Example:
+        >>> import sag
+        >>> from evaluations.study.sweep import point, record_failure, summarise
+        >>> overrides = ["guidance.sag.scale=1e9"]
+        >>> row = point("scales", sag.compose("sample", overrides), overrides)
+        >>> record_failure(row, "results.sqlite", "step 3 of 50 gave values that are not finite")
+        >>> [run.row for run in summarise("scales", "results.sqlite").failed]
+        ['guidance.sag.scale=1e9']
+
     Args:
         row: The point.
         results: The SQLite file of the results.
@@ -116,6 +125,13 @@ def record_failure(row: Row, results: str | Path, error: str) -> None:
 
 def summarise(name: str, results: str | Path, since: float = 0.0) -> Swept:
     """Collect the points of a sweep.
+
+    Example:
+        >>> from evaluations.study.results import Results, Run
+        >>> from evaluations.study.sweep import summarise
+        >>> Results("results.sqlite").add(Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5}))
+        >>> [table.title for table in summarise("scales", "results.sqlite").tables]
+        ['scales']
 
     Args:
         name: The name of the sweep.

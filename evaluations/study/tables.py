@@ -91,14 +91,18 @@ class Table:
 
     @property
     def note(self) -> str:
-        """What a reader must know of the published values; nothing if there are none."""
+        """What a reader must know of the scores and of the published values; nothing if there is nothing to know."""
+        warnings = dict.fromkeys(warning for run in self.runs for warning in run.record.get("warnings", []))
+        sentences = [f"Warning: {'; '.join(warnings)}."] if warnings else []
         published = {row: facts for row, facts in self._facts.items() if facts}
-        if not published:
-            return ""
-        if self.comparable[[*published]].all():
-            return "In parentheses: published, and the difference."
-        counts = " or ".join(sorted({str(facts["num_samples"]) for facts in published.values()}))
-        return f"Published numbers (in parentheses) are of {counts} samples and are not comparable with these runs."
+        if published and self.comparable[[*published]].all():
+            sentences.append("In parentheses: published, and the difference.")
+        elif published:
+            counts = " or ".join(sorted({str(facts["num_samples"]) for facts in published.values()}))
+            sentences.append(
+                f"Published numbers (in parentheses) are of {counts} samples and are not comparable with these runs."
+            )
+        return " ".join(sentences)
 
     def cells(self) -> pd.DataFrame:
         """Return the text of the table, with the number of seeds in the first column.
@@ -129,6 +133,13 @@ def arrange(runs: Iterable[Run]) -> list[Table]:
     Scores compare only if N, extractor and reference are the same. A table with runs of several kinds is therefore split, and
     the titles of its parts say how they differ: "sweep (2000 samples)", "sweep (500 samples)".
 
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange
+        >>> runs = [Run("k", "scales", "SAG", 0, count, {}, {"extractor": "inception"}, {"fid": 1.5}) for count in (10, 20)]
+        >>> [table.title for table in arrange(runs)]
+        ['scales (10 samples)', 'scales (20 samples)']
+
     Args:
         runs: Of any tables.
 
@@ -143,7 +154,7 @@ def arrange(runs: Iterable[Run]) -> list[Table]:
     found: dict[str, Table] = {}
     for name, parts in kinds.items():
         several = [len(set(values)) > 1 for values in zip(*parts, strict=True)]
-        places = {row: place for place, row in enumerate(row_names(name))}
+        places = {row: place for place, row in enumerate(_row_names(name))}
         for basis, own in parts.items():
             differing = ", ".join(words for words, differs in zip(basis.words(), several, strict=True) if differs)
             title = f"{name} ({differing})" if differing else name
@@ -153,7 +164,7 @@ def arrange(runs: Iterable[Run]) -> list[Table]:
     return [*found.values()]
 
 
-def row_names(table: str) -> list[str]:
+def _row_names(table: str) -> list[str]:
     """Return the rows of a table in the order of its config; none if there is no config of that name."""
     path = CONFIGS / f"table/{table}.yaml"
     return list(OmegaConf.load(path).rows) if path.exists() else []
@@ -163,6 +174,15 @@ def differences(table: Table) -> Table:
     """Subtract, seed by seed, from the metrics of each row those of the row that has all of its techniques but one.
 
     Two such runs begin with the same noise, so that their difference varies less than either of them.
+
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange, differences
+        >>> settings = [{"guidance": {}}, {"guidance": {"sag": {"scale": 0.1}}}]
+        >>> rows = zip(["none", "SAG"], settings, [5.0, 4.5])
+        >>> runs = [Run(row, "t", row, 0, 10, own, {"extractor": "inception"}, {"fid": fid}) for row, own, fid in rows]
+        >>> differences(*arrange(runs)).mean["fid"].to_dict()
+        {'SAG minus none': -0.5}
 
     Args:
         table: The rows.
@@ -189,6 +209,15 @@ def _settings(run: Run, without: str | None = None) -> str:
 def base_of(table: Table, others: Iterable[Table]) -> Table | None:
     """Find the table with the row without guidance that a table is compared with.
 
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange, base_of
+        >>> scored = {"settings": {}, "scoring": {"extractor": "inception"}, "metrics": {"fid": 1.5}}
+        >>> runs = [Run("a", "t", "SAG", 0, 10, **scored), Run("b", "main", "no guidance", 0, 10, **scored)]
+        >>> tables = arrange(runs)
+        >>> base_of(tables[0], tables).title
+        'main'
+
     Args:
         table: The table.
         others: Where to look for that row if the table has none.
@@ -202,6 +231,16 @@ def base_of(table: Table, others: Iterable[Table]) -> Table | None:
 def markdown(table: Table) -> str:
     """Write a table in Markdown, and below it what each technique adds, for rows with several seeds.
 
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange, markdown
+        >>> (table,) = arrange([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})])
+        >>> print(markdown(table))
+        | 10 samples | seeds | FID | sFID | IS | precision | recall | agreement |
+        | --- | --- | --- | --- | --- | --- | --- | --- |
+        | SAG | 1 | 1.500 | - | - | - | - | - |
+        <BLANKLINE>
+
     Args:
         table: The table.
 
@@ -214,13 +253,39 @@ def markdown(table: Table) -> str:
     return text if paired.empty else f"{text}\nSeed by seed:\n\n{_grid(paired)}"
 
 
+def as_text(tables: Iterable[Table]) -> str:
+    """Write tables for a terminal, with their titles.
+
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange, as_text
+        >>> (table,) = arrange([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})])
+        >>> print(as_text([table]).split("|")[0].strip())
+        scales
+
+    Args:
+        tables: The tables.
+
+    Returns:
+        The text.
+    """
+    return "\n".join(f"\n{table.title}\n\n{markdown(table)}" for table in tables)
+
+
 def _grid(cells: pd.DataFrame) -> str:
     lines = [[cells.index.name, *cells.columns], ["---"] * (1 + cells.shape[1]), *cells.reset_index().to_numpy()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(table: Table) -> str:
-    """Write a table for LaTeX's package booktabs, with the metrics that were measured.
+    r"""Write a table for LaTeX's package booktabs, with the metrics that were measured.
+
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import arrange, latex
+        >>> (table,) = arrange([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})])
+        >>> latex(table).splitlines()[5]
+        'SAG & 1 & 1.500 \\\\'
 
     Args:
         table: The table.
@@ -235,6 +300,14 @@ def latex(table: Table) -> str:
 
 def as_csv(runs: Sequence[Run]) -> str:
     """Write runs as comma-separated values.
+
+    Example:
+        >>> from evaluations.study.results import Run
+        >>> from evaluations.study.tables import as_csv
+        >>> print(as_csv([Run("k", "scales", "SAG", 0, 10, {}, {"extractor": "inception"}, {"fid": 1.5})]))
+        table,row,seed,num_samples,fid,seconds,commit,device,extractor,error
+        scales,SAG,0,10,1.5,,,,inception,
+        <BLANKLINE>
 
     Args:
         runs: The runs, those that failed among them.

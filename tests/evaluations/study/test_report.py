@@ -170,7 +170,7 @@ def test_a_plot_is_drawn_against_the_base_of_its_own_kind(runs):
 
 def test_names_of_plots_never_collide():
     titles = ["a/b", "a_b", "A_B", "a:b", "..", "", "scale (20 samples)"]
-    names = [name.removesuffix(".png") for name in report.file_names(titles).values()]
+    names = [name.removesuffix(".png") for name in report._file_names(titles).values()]
     assert names == ["a_b", "a_b-2", "A_B-3", "a_b-4", "table", "table-2", "scale (20 samples)"]
 
 
