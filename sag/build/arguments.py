@@ -1,4 +1,4 @@
-"""The words of a command line before Hydra reads them: what a shell cuts or cannot quote, in one sentence or set right."""
+"""The arguments of a command line before Hydra reads them: quoted where that helps, refused in one sentence where not."""
 
 import contextlib
 import difflib
@@ -19,21 +19,21 @@ from sag.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
 
 FLAGS = "model.flags"
 TEXTS = ("checkpoint", "path", "flags", "reference", "weights", "folder")
-"""The last parts of keys that take a text as it stands."""
+"""The last parts of keys whose values are texts, which are taken literally."""
 
 
 def read_arguments(arguments: Sequence[str], schema: type) -> list[str]:
-    """The command line as Hydra can read it.
+    """Return a command line that Hydra can read.
 
-    Options may stand anywhere. The values of keys that take a text (paths, addresses, flags) are quoted where Hydra would read
-    something else in them: a number, a list, a sign of its grammar.
+    Options may stand anywhere. Where a key takes a text (a path, an address, flags), its value is quoted if Hydra would read it
+    as something else: a number, a list, or part of its grammar.
 
     Args:
-        arguments: those of a program.
-        schema: a dataclass of the keys that the program knows.
+        arguments: The arguments of a program.
+        schema: A dataclass of the keys that the program knows.
 
     Raises:
-        ValueError: an option that does not exist, or what cannot be read.
+        ValueError: If an option does not exist, or an argument cannot be read.
     """
     parser, said = get_args_parser(), io.StringIO()
     try:
@@ -55,7 +55,15 @@ def read_arguments(arguments: Sequence[str], schema: type) -> list[str]:
 
 
 def read_overrides(overrides: Sequence[str], schema: type) -> list[str]:
-    """As `read_arguments`, of overrides alone."""
+    """Return overrides that Hydra can read.
+
+    Args:
+        overrides: The arguments that are not options.
+        schema: A dataclass of the keys that the program knows.
+
+    Raises:
+        ValueError: If an override cannot be read.
+    """
     found = []
     parser = OverridesParser.create()
     for place, override in enumerate(overrides):
@@ -69,13 +77,13 @@ def read_overrides(overrides: Sequence[str], schema: type) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """`text` in quotes, as Hydra's grammar has them."""
+    """Return `text` in quotes, escaped by the rules of Hydra's grammar."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def hint_of(key: str, schema: type) -> Any:
-    """The type of a top-level key, None for any other."""
+    """Return the type of a top-level key, or None for any other key."""
     return typing.get_type_hints(schema).get(re.sub(r"\[.*", "", key))
 
 
@@ -87,7 +95,7 @@ def _parsed(override: str, parser: OverridesParser) -> Override | None:
 
 
 def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
-    """The override, its value quoted if it is a text that Hydra would not read as it stands."""
+    """Return the override; its value is quoted if it is a text that Hydra would read as something else."""
     key, equals, value = override.partition("=")
     plain, parsed = key.lstrip("+"), _parsed(override, parser)
     if not equals or value == "null":
@@ -99,9 +107,9 @@ def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
         return override
     if not value.strip():
         raise ValueError(f"{override} has no value; a variable of the shell may be empty")
-    if value.startswith("~/"):  # which not every shell replaces behind the = of an argument
+    if value.startswith("~/"):  # not every shell replaces it after the = of an argument
         return f"{key}={quote(os.path.expanduser(value))}"
-    if parsed is not None and plain == FLAGS:  # commas stand between numbers there: several values are never meant
+    if parsed is not None and plain == FLAGS:  # commas separate numbers there; they never mean several values
         return override if value[0] in "'\"" else f"{key}={quote(value)}"
     if parsed is not None and (parsed.is_sweep_override() or isinstance(parsed.value(), str)):
         return override
@@ -109,7 +117,7 @@ def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """The items of a list, at the commas that stand in no brackets of their own."""
+    """Return the items of a list: the text is split at the commas outside inner brackets."""
     items, depth = [""], 0
     for sign in text:
         depth += (sign in "[{(") - (sign in "]})")
@@ -141,7 +149,7 @@ def _no_option(word: str, following: Sequence[str], schema: type) -> str:
 
 
 def _unreadable(overrides: Sequence[str], place: int, schema: type) -> str:
-    """What to do about an override that Hydra's grammar does not know."""
+    """Return what to do about an override that Hydra's grammar does not allow."""
     word, before, after = overrides[place], overrides[place - 1] if place else "", overrides[place + 1 : place + 2]
     keys = typing.get_type_hints(schema)
     key, equals, value = word.partition("=")

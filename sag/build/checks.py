@@ -1,4 +1,4 @@
-"""Values of a composed config against the types of what they are for, before anything is built from them."""
+"""Check the values of a composed config against the types that its users declare, before anything is built."""
 
 import collections.abc
 import inspect
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sag.data import Labels
 
-SETTINGS: dict[str, Any] = {  # the keys whose types neither a schema nor a constructor says
+SETTINGS: dict[str, Any] = {  # keys whose types are declared neither in a schema nor by a constructor
     "model": Mapping,
     "model.name": str,
     "model.flags": str | Mapping,
@@ -62,10 +62,10 @@ LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Collection, coll
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check the values that have a fixed place in the configs.
+    """Check the values of the keys in `SETTINGS`.
 
     Raises:
-        ValueError: a value of another type, with the key and what it takes.
+        ValueError: If a value has another type; the message names the key and the types that it takes.
     """
     for key, hint in SETTINGS.items():
         parent, _, last = key.rpartition(".")
@@ -77,10 +77,10 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """Check the arguments of everything that a config builds against the types of its constructor.
+    """Check the arguments of everything that a config builds against the signature of its constructor.
 
     Raises:
-        ValueError: a constructor that cannot be imported; an argument it does not know, lacks, or takes in another type.
+        ValueError: If a constructor cannot be imported, or an argument is unknown, missing, or of another type.
     """
     for node in _nodes(cfg):
         if "_target_" not in node:
@@ -109,7 +109,7 @@ def check_targets(cfg: DictConfig) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a config can be an argument with this type; types that no config can hold fit anything built."""
+    """Return whether a config value fits a type. Types that no config can hold, such as modules, fit any group of keys."""
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
@@ -125,7 +125,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is bool:
         return isinstance(value, bool)
-    if hint in (str, Path):  # a whole number may be the name of something
+    if hint in (str, Path):  # a whole number may be a name
         return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
     if (origin or hint) in LISTS:
         return OmegaConf.is_list(value) and all(fits(item, part) for item in value for part in parts[:1])
@@ -133,7 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def takes(hint: Any) -> str:
-    """A type in words, such as "a whole number or null"."""
+    """Return a type in words, such as "a whole number or null"."""
     options = list(dict.fromkeys(_options(hint)))
     return " or ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
 
@@ -153,7 +153,13 @@ def _options(hint: Any) -> Iterator[str]:
 
 
 def refused(key: str, hint: Any, value: str) -> str:
-    """That a key does not take a value, which is written as on the command line."""
+    """Return the message that a key does not take a value.
+
+    Args:
+        key: The key.
+        hint: The type that it takes.
+        value: The value, written as on the command line.
+    """
     parts = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     items = {item for part in parts if get_origin(part) in LISTS and get_origin(part) is not tuple for item in get_args(part)}
     advice = ""
@@ -166,7 +172,7 @@ def refused(key: str, hint: Any, value: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line; text in quotes."""
+    """Return a value as it is written on the command line, texts in quotes."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
@@ -183,7 +189,7 @@ def _check(node: DictConfig, key: str, hint: Any) -> None:
 
 
 def _nodes(node: Any) -> Iterator[DictConfig]:
-    """The mappings of a config and in it, but not those that an interpolation stands for."""
+    """Yield a config and all mappings inside it, without following interpolations."""
     if OmegaConf.is_dict(node):
         yield node
     if OmegaConf.is_config(node):
@@ -200,6 +206,6 @@ def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any
     try:
         parameters = dict(inspect.signature(target).parameters)
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (TypeError, ValueError, NameError):  # written in C, or with types that are not there at run time
+    except (TypeError, ValueError, NameError):  # it is written in C, or its types do not exist at run time
         return {"": inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)}, {}
     return parameters, hints
