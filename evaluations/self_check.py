@@ -1,6 +1,7 @@
-"""Checks of all stages that need no weights, each against an independent computation. It prints their errors."""
+"""Checks of all stages that need no weights, each against an independent computation."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -26,15 +27,39 @@ RESIZED = {
 }
 
 
-def self_check() -> bool:
-    """Print one line per check (what is compared, the error, its bound), and return whether all errors are within bounds."""
-    good = True
+@dataclass(frozen=True)
+class Check:
+    """A check that was made.
+
+    Attributes:
+        title: What is compared.
+        error: The error that was found.
+        bound: The largest error that passes.
+    """
+
+    title: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its bound."""
+        return self.error <= self.bound
+
+
+def self_check() -> Iterator[Check]:
+    """Make all checks, one after the other.
+
+    Example:
+        >>> from evaluations.self_check import self_check
+        >>> next(self_check()).passed
+        True
+
+    Yields:
+        Each check as soon as it is made.
+    """
     for title, bound, check in CHECKS:
-        error = check()
-        passed = error <= bound
-        good &= passed
-        print(f"{title:<78} error {error:8.1e}  bound {bound:7.1e}  {'ok' if passed else 'FAILED'}", flush=True)
-    return good
+        yield Check(title, check(), bound)
 
 
 def pattern(height: int, width: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Several processes that share a task: their ranks, where they meet, and signals that stop them."""
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+logger = logging.getLogger(__name__)
 REQUEUE = 75  # the exit code that asks to run the same command again: EX_TEMPFAIL of sysexits.h
 _VARIABLES = (  # rank, world size, rank on this host; in this order of priority
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
@@ -155,7 +157,7 @@ class Stop:
         """
         if self._asked is not None:
             before = self._before[self._asked]
-            print(f"{self._asked.name}: the shard in hand is written; the same command continues", file=sys.stderr, flush=True)
+            logger.warning("%s: the shard in hand is written; the same command continues", self._asked.name)
             if callable(before):
                 before(self._asked, None)
             sys.exit(REQUEUE)

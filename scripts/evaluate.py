@@ -19,7 +19,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.self_check:
         from evaluations.self_check import self_check
 
-        sys.exit(0 if self_check() else "error: the self-check failed; see the lines marked FAILED")
+        good = True
+        for check in self_check():
+            result = "ok" if check.passed else "FAILED"
+            print(f"{check.title:<78} error {check.error:8.1e}  bound {check.bound:7.1e}  {result}", flush=True)
+            good &= check.passed
+        sys.exit(0 if good else "error: the self-check failed; see the lines marked FAILED")
     from evaluations.build import published, score  # these import torch, which --help does without
 
     process = Process.current()
