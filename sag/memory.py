@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed buffers: returning them and faulting them in again costs a CPU up to half its time."""
+    """Make glibc keep freed buffers. Returning them to the system and getting them back costs a CPU up to half its time."""
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no buffer has a mapping of its own
@@ -23,10 +23,10 @@ def peak_memory(call: Callable[[], object], device: "torch.device") -> int | Non
 
     Args:
         call: What is measured.
-        device: Where it computes: on a GPU the memory of the GPU counts, else that of this process.
+        device: Where it computes. On a GPU its memory is measured, otherwise the memory of this process.
 
     Returns:
-        The bytes; None where the system does not tell (a CPU without Linux).
+        The bytes; None if the system does not report them (a CPU without Linux).
     """
     if device.type == "cuda":
         import torch

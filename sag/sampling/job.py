@@ -20,7 +20,7 @@ from sag.sampling.shards import Duplicates, shard_name
 
 @dataclass(frozen=True)
 class Job:
-    """Samples to be made: with `sag.sampling.run`, or some at a time with `make`.
+    """The samples of a run and everything they are made from. `sag.sampling.run` makes all of them, `make` some.
 
     Example:
         >>> import sag
@@ -37,15 +37,15 @@ class Job:
         sampler: How to go from one step to the next.
         seed: In [0, 2**64).
         labels: The class of each of the `indices`, or None for a model without classes.
-        low_res: The images that an upsampling model enlarges, one for each of the `indices`.
+        low_res: For an upsampling model, the image to enlarge for each of the `indices`.
         size: (height, width) of what is denoised; None is the model's own.
         bits: 8 or 16, of the stored images.
-        batch_size: How many samples are made at once; a shard holds as many.
+        batch_size: How many samples are made at once and stored in one shard.
         duplicates: See `sag.sampling.shards.check_shards`.
         device: Where the samples are made.
 
     Raises:
-        ValueError: If an argument is out of range, or labels or images are not as many as the indices.
+        ValueError: If an argument is out of range, or there is not one label or image per index.
     """
 
     denoiser: DenoiserLike
@@ -94,7 +94,7 @@ class Job:
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image, which is decoded from what is denoised."""
+        """(C, H, W) of a decoded image."""
         channels, height, width = self.denoiser.decode(torch.zeros(1, *self.shape, device=self.device)).shape[1:]
         return channels, height, width
 

@@ -38,7 +38,7 @@ class Moment:
 
 @torch.no_grad()
 def moments(job: Job, layers: Sequence[str] | None = None, count: int = 10) -> dict[str, list[Moment]]:
-    """Sample, and look through SAG at some of the steps.
+    """Sample, and return what SAG sees at some of the steps.
 
     Example:
         >>> import sag
@@ -48,7 +48,7 @@ def moments(job: Job, layers: Sequence[str] | None = None, count: int = 10) -> d
 
     Args:
         job: The samples; all of them are made at once.
-        layers: The attention layers to look through; None is that of the job's SAG.
+        layers: The attention layers whose masks are shown; None is the layer of the job's SAG.
         count: How many steps, evenly spread from the first to the last.
 
     Returns:
@@ -98,7 +98,7 @@ def _trajectory(job: Job, denoiser: GuidedDenoiser, noise: SampleNoise, conditio
 def _observe(
     denoiser: DenoiserLike, sag: SelfAttentionGuidance, x_t: Tensor, t: int, condition: Condition, noise: SampleNoise
 ) -> Moment:
-    """Return what `sag` does at x_t, whether it is on there or not."""
+    """Return what `sag` does at x_t, even where its interval turns it off."""
     state = GuidanceState(denoiser, x_t, t, condition, [sag], random=noise.mask)
     eps = state.prediction(sag.branch).eps
     clean, blurred = sag.clean_and_blurred(state)

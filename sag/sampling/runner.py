@@ -36,7 +36,7 @@ class Sampled:
     Attributes:
         path: The npz of the samples: arr_0 (N, H, W, C) uint8 or uint16 and, with classes, arr_1 (N,) int64.
         labels: The classes, or None.
-        record: How the samples came about: seed, indices, versions, commit, device, hosts, seconds, ...
+        record: How the samples were made: seed, indices, versions, commit, device, hosts, seconds, ...
         new: Whether the samples were not there before.
     """
 
@@ -55,8 +55,8 @@ def run(
 ) -> Sampled:
     """Make the samples of a job, shard by shard, and pack them into one npz.
 
-    Other processes with the same job may work on the folder at the same time. What an earlier run with the same settings left
-    is not made again, and a finished run returns at once.
+    Other processes with the same job may work on the folder at the same time. Samples that an earlier run with the same
+    settings left are used again, and a finished run returns at once.
 
     Example:
         >>> import sag
@@ -69,16 +69,16 @@ def run(
         out: The folder, or its address in a blob store.
         process: This process among those that share the work; None is as the launcher says.
         stop: What asks this process to stop, checked between shards; None does not react to signals.
-        watch: Called often with the number of samples that are done, by all processes.
+        watch: Called often with the number of samples that all processes together have made.
 
     Returns:
         The finished run.
 
     Raises:
-        ValueError: If the folder holds results of other settings, a file of somebody else is in the way, or samples are equal
-            to the bit.
+        ValueError: If the folder holds results of other settings, a file that no such run wrote is in the way, or samples are
+            equal to the bit.
         FloatingPointError: If the values of a sample do not stay finite.
-        SystemExit: If `stop` asked to stop; the shard in hand is written.
+        SystemExit: If `stop` asked to stop; the current shard is written first.
     """
     process = process or Process.current()
     folder = out if isinstance(out, Folder) else open_folder(str(out))
@@ -95,10 +95,10 @@ def run(
 
 
 def check_place(job: Job, out: Folder) -> None:
-    """Refuse a folder in which this run would come across files of somebody else.
+    """Refuse a folder that has files of somebody else where this run writes its own.
 
-    A run writes its first shard after config.yaml, and all else after its first shard. So where there is no config.yaml, no
-    shard is a run's; and where there is one, the shards belong to runs with these settings.
+    A run writes config.yaml first, then its shards, then everything else. So without a config.yaml, no run wrote the shards;
+    with one, the shards belong to runs with these settings.
 
     Raises:
         ValueError: If there are results of other settings, or a file that no run with these settings wrote.
@@ -143,7 +143,7 @@ def remove_damaged(job: Job, out: Folder) -> None:
         except shards.DamagedShard as error:
             logger.warning("%s; it is made again", error)
             out.remove(error.name)
-        except FileNotFoundError:  # another process removed it just now, as it is damaged or packed
+        except FileNotFoundError:  # another process has just removed it
             continue
 
 
@@ -156,7 +156,7 @@ def find_earlier(job: Job, out: Folder) -> EarlierSamples:
 
 
 def begin(job: Job, out: Folder) -> None:
-    """Write config.yaml, which says whose folder this is; that of a run with another length or batch size is replaced.
+    """Write config.yaml, which claims the folder. It replaces the file of a run with another length or batch size.
 
     Raises:
         ValueError: If a run with other settings has begun here meanwhile.
@@ -166,15 +166,15 @@ def begin(job: Job, out: Folder) -> None:
         return
     check_folder(out, job.recorded, LAYOUT)
     there = out.read(CONFIG)
-    if there != config and there == to_yaml(read_settings(out)).encode():  # else it is edited by hand
+    if there != config and there == to_yaml(read_settings(out)).encode():  # otherwise somebody edited it
         out.write(CONFIG, config)
 
 
 def work(job: Job, out: Folder, process: Process, stop: Stop | None, watch: Callable[[float], object]) -> None:
-    """Make the shards that are not there, in turn with all other processes that work at them.
+    """Make the missing shards, sharing them with all other processes of this job.
 
     Raises:
-        SystemExit: If a signal asked to stop; the shard in hand is finished.
+        SystemExit: If a signal asked to stop; the current shard is finished first.
     """
     claims = Claims(out, shards.FOLDER, process)
 
@@ -210,20 +210,20 @@ def work(job: Job, out: Folder, process: Process, stop: Stop | None, watch: Call
 
 
 def finish(job: Job, out: Folder, process: Process) -> None:
-    """Let one process check the shards, write the record and the picture, and pack the target; with it the run is done.
+    """Let one process check the shards, write the record and the picture, and pack the samples, which finishes the run.
 
-    If a shard turns out to be damaged it is removed, and nothing is packed. Nor is it where another process takes shards away
-    meanwhile: it found them damaged, or this process seemed dead to it and it has packed them.
+    If a shard is damaged, it is removed and nothing is packed. Nothing is packed either if another process removes shards
+    meanwhile: it found them damaged, or it took this process for dead and packed them itself.
 
     Raises:
-        ValueError: If a file of somebody else is in the way, or samples are equal.
+        ValueError: If a file that no such run wrote is in the way, or samples are equal.
     """
     claims = Claims(out, shards.FOLDER, process)
 
     def over() -> bool:
         return job.target in out.names() or not set(job.shards) <= out.names(shards.FOLDER)
 
-    for _ in claims.take([job.target], finished=over):  # the target is never among the shards: its claim is
+    for _ in claims.take([job.target], finished=over):  # among the shards there is only the claim of the target
         names = [f"{shards.FOLDER}/{name}" for name in job.shards]
         try:
             contents = shards.check_shards(out, names, job.indices, job.key, claims.beat, job.duplicates)
@@ -246,11 +246,11 @@ def finish(job: Job, out: Folder, process: Process) -> None:
 
 
 def _record(job: Job, made: Sequence[Mapping[str, Any]], own: Collection[str]) -> dict[str, Any]:
-    """Return what a reader of the samples wants to know of how they came about; it also lists the run's own files.
+    """Return how the samples were made, and the list of the run's own files.
 
     Args:
         job: The run.
-        made: What the shards say of how they were made.
+        made: How each shard was made.
         own: Files of earlier runs with these settings.
     """
     return {
@@ -269,7 +269,7 @@ def _record(job: Job, made: Sequence[Mapping[str, Any]], own: Collection[str]) -
 
 
 def tidy(job: Job, out: Folder) -> None:
-    """Remove what only an unfinished run needs; every process does so when it ends, in case it wrote something late."""
+    """Remove what only an unfinished run needs. Every process does so at its end, since it may have written something late."""
     for name in out.names(shards.FOLDER):
         shard = name.removesuffix(".claim")
         if shard in job.shards or shard == job.target or _is_own_shard(job, out, name):

@@ -26,7 +26,7 @@ class Progress:
         shards: How many shards are written.
         hosts: The number of samples that each host made.
         per_second: Samples per second over the last minutes, of all processes together.
-        claimed: How many shards processes work at.
+        claimed: How many shards processes are making now.
         abandoned: How many are claimed by processes that have ended.
         missing: The indices of the samples that are not made yet.
     """
@@ -43,12 +43,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds that the rest takes at the present speed; None if nothing was made in the last minutes."""
+        """The seconds until all samples are made, at the present speed; None if none was made in the last minutes."""
         return (self.total - self.done) / self.per_second if self.per_second else None
 
 
 def progress(out: str | Path | Folder, minutes: float = 10.0) -> Progress:
-    """Look how far a run is; it may go on meanwhile.
+    """Return how far a run is; the run may still be working.
 
     Example:
         >>> import sag
@@ -59,10 +59,10 @@ def progress(out: str | Path | Folder, minutes: float = 10.0) -> Progress:
 
     Args:
         out: The folder of the run, or its address.
-        minutes: The speed is that of the shards which were finished in the last minutes.
+        minutes: The speed is measured over this many last minutes.
 
     Returns:
-        What is done, by whom, how fast, and what is missing.
+        How much is done, by which hosts, how fast, and which samples are missing.
 
     Raises:
         ValueError: If there is no sampling run in the folder.
