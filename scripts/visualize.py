@@ -4,21 +4,17 @@ import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import matplotlib
-import torch
-from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import sag
-from evaluations.study.pictures import draw_gif, draw_strip
 from sag import storage
 from sag.build import SampleConfig
-from sag.models import AttentionLayer
 from scripts.common import run
 
-matplotlib.use("agg")
+if TYPE_CHECKING:
+    from sag.models import AttentionLayer
 
 
 @dataclass
@@ -41,7 +37,7 @@ class VisualizeConfig:
     list: bool = MISSING
 
 
-def layer_table(layers: Mapping[str, AttentionLayer]) -> str:
+def layer_table(layers: "Mapping[str, AttentionLayer]") -> str:
     """The attention layers of a model."""
     lines = [f"{'layer':<12}{'resolution':>12}{'channels':>10}{'heads':>7}"]
     lines += [
@@ -61,6 +57,11 @@ def job_config(cfg: DictConfig) -> DictConfig:
 
 def main(cfg: DictConfig) -> None:
     """List the layers, or write a PNG and a GIF for each layer asked for."""
+    import torch  # here, as --help does without what it and the pictures take to import
+    from hydra.utils import instantiate
+
+    from evaluations.study.pictures import draw_gif, draw_strip
+
     if cfg.list:
         with torch.device("meta"):
             print(layer_table(instantiate(cfg.model.network, _convert_="all").attention_layers))
