@@ -8,13 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
-from evaluations.batches import open_batch
-from evaluations.inception import Inception
-from evaluations.metrics import choose
-from evaluations.scoring import score
-
 LINES = {"is": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall"}
 
 
@@ -25,6 +18,14 @@ def main() -> None:
     parser.add_argument("sample_batch", help="path to sample batch npz file")
     parser.add_argument("--weights", help="Inception weights; by default found in the cache, or downloaded")
     arguments = parser.parse_args()
+
+    import torch  # here, as these take seconds, which --help does without
+
+    from evaluations.batches import open_batch
+    from evaluations.inception import Inception
+    from evaluations.metrics import choose
+    from evaluations.scoring import score
+
     try:
         reference, samples = open_batch(arguments.ref_batch), open_batch(arguments.sample_batch)
         extractor = Inception(arguments.weights).to("cuda" if torch.cuda.is_available() else "cpu")

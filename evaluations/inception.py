@@ -1,6 +1,5 @@
 """The Inception network of 2015-12-05, which FID, sFID, IS, precision and recall use in ADM's evaluator."""
 
-import os
 import pickle
 from collections.abc import Callable
 from hashlib import sha256
@@ -22,8 +21,9 @@ from typing_extensions import override
 
 from evaluations.extractors import Extractor, Features
 from evaluations.resize import resize_tensorflow1
-from sag.storage import CacheError, writing_cache
+from sag.storage import fetch
 
+URL = URL_INCEPTION_V3
 SHA256 = "6726825d"  # the start of the sha256 of the published weights, as in their name
 SIZE = 299
 SPATIAL = 7  # number of channels of Mixed_6d.branch1x1 in sFID's features
@@ -128,19 +128,11 @@ def inception_weights(weights: str | None, *, download: bool = True) -> Path:
             raise FileNotFoundError(f"no Inception weights at {weights!r}")
         return Path(weights)
     hub = Path(torch.hub.get_dir())
-    path = hub / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if download and not os.path.exists(path):
-        try:
-            with writing_cache(path.parent, hub, "TORCH_HOME"):
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256, progress=True)
-        except CacheError:
-            raise
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"could not download the Inception weights from {URL_INCEPTION_V3} ({error}); fetch the file elsewhere and "
-                f"copy it to {path}, or give its path as extractor.weights=..."
-            ) from error
-    return path
+    path = hub / "checkpoints" / Path(URL).name
+    if not download:
+        return path
+    advice = ", or give its path as extractor.weights=..."
+    return fetch(f"{URL}#sha256={SHA256}", path, root=hub, variable="TORCH_HOME", advice=advice)
 
 
 def _read(path: Path, expected: str | None) -> tuple[dict[str, Tensor], str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sag.models import Classifier, UNet
-from sag.storage import fetch
+from sag.storage import fetch, without_digest
 from sag.tensor_files import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
             finite floating-point numbers.
     """
     path = _locate(source)
-    name = f"checkpoint {source}" + (f" (in {path})" if "://" in source else "")
+    name = f"checkpoint {without_digest(source)}" + (f" (in {path})" if "://" in source else "")
     content = read_tensors(path, name)
     if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
         raise ValueError(f"{name} is the state of an optimizer; give the model*.pt or ema_*.pt file of the same folder")
@@ -162,7 +162,7 @@ def log_notes(source: str, notes: Sequence[str]) -> None:
         notes: The notes of `Checkpoint`; if there are none, nothing is logged.
     """
     if notes:
-        logger.info("weights of %s: %s", source, "; ".join(notes))
+        logger.info("weights of %s: %s", without_digest(source), "; ".join(notes))
 
 
 def _locate(source: str) -> Path:

@@ -47,7 +47,8 @@ def describe(cfg: DictConfig, job: "Job", out: str) -> None:
     passes = sorted({guided.passes(t, job.shape) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in job.guidance)
     channels, height, width = job.shape
-    print(f"model     {cfg.model.name}: {_parameters(job)}{height}x{width}x{channels}, weights {cfg.model.checkpoint}")
+    weights = job.settings["model"]["checkpoint"]
+    print(f"model     {cfg.model.name}: {_parameters(job)}{height}x{width}x{channels}, weights {weights}")
     print(f"precision {cfg.precision}{', compiled' if cfg.compile else ''}")
     print(f"sampler   {type(job.sampler).__name__}, {steps} steps")
     for name, arguments in cfg.guidance.items():

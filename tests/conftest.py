@@ -82,9 +82,7 @@ def bucket(blob_server, monkeypatch, tmp_path):
     """A folder on the server; `failures` of its `pool` is how many requests fail next."""
     pool = Redirected(blob_server)
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
-    monkeypatch.setattr(
-        folders.blobfile, "create_context", functools.partial(blobfile.create_context, get_http_pool=lambda: pool)
-    )
+    monkeypatch.setattr(blobfile, "create_context", functools.partial(blobfile.create_context, get_http_pool=lambda: pool))
     folder = folders.open_folder(f"gs://bucket/{tmp_path.name}/")
     folder.pool = pool
     return folder

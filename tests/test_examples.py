@@ -19,6 +19,7 @@ FUNCTIONS = {  # what programs call
     "sweep": "evaluations.study.sweep.score_point",
     "demo": "evaluations.study.compare.compare",
     "make_reference": "evaluations.reference.make_reference",
+    "download": "evaluations.model_downloads.download",
 }
 
 

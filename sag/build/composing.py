@@ -18,6 +18,7 @@ from sag.build.messages import check_choices, choices, explain, missing, open_co
 from sag.build.own_model import settle
 from sag.build.sample_config import SampleConfig
 from sag.records import LAYOUT, fingerprint
+from sag.storage import without_digest
 
 logger = logging.getLogger(__name__)
 UNSETTLING = ("out", "device", "duplicates", "published")  # keys that determine nothing about the samples
@@ -138,7 +139,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         cfg: Composed from configs/sample.yaml.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in settings.items() if key not in UNSETTLING}
+    return {key: _without_digests(value) for key, value in settings.items() if key not in UNSETTLING}
+
+
+def _without_digests(value: Any) -> Any:
+    """Return settings without the hashes in addresses, which check a download and say nothing about the samples."""
+    if isinstance(value, dict):
+        return {key: _without_digests(child) for key, child in value.items()}
+    return without_digest(value) if isinstance(value, str) else value
 
 
 def shared_key(cfg: DictConfig) -> str:

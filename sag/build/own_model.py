@@ -23,6 +23,7 @@ from sag.flags import (
     read_unet_flags,
     split_flags,
 )
+from sag.storage import without_digest
 
 STEPS = 250  # of a model that does not say how many
 INSTEAD = {  # the keys that stand for flags which do not describe the model
@@ -121,14 +122,14 @@ def _same_weights(found: str | None, own: str | None) -> bool:
     """Whether a checkpoint is that of the config: the same source, or a copy of a published file under the same file name."""
     if found is None or own is None or "://" not in own:
         return found == own
-    return PurePosixPath(found).name == PurePosixPath(own).name
+    return PurePosixPath(without_digest(found)).name == PurePosixPath(without_digest(own)).name
 
 
 def _own_name(checkpoint: str | None, differing: Collection[str] = ("checkpoint",)) -> str:
     """A name that is safe as part of a file name, after the checkpoint where it is not that of a config."""
     if checkpoint is None or "checkpoint" not in differing:
         return "own"
-    stem = re.sub(r"\.(pt|pth|ckpt|bin|safetensors)$", "", PurePosixPath(checkpoint).name)
+    stem = re.sub(r"\.(pt|pth|ckpt|bin|safetensors)$", "", PurePosixPath(without_digest(checkpoint)).name)
     return ("own_" + re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:80].strip("._-")).rstrip("_")
 
 

@@ -1,7 +1,7 @@
 """Files: folders that may be remote, npz archives, downloads in a cache, and records of which files belong to a run."""
 
 from sag.storage.digests import remembered_digests
-from sag.storage.downloads import CacheError, cache_folder, cached, fetch, remote_size, writing_cache
+from sag.storage.downloads import CacheError, cache_folder, cached, fetch, remote_size, without_digest, writing_cache
 from sag.storage.files import atomic, check_new
 from sag.storage.folders import BlobFolder, Folder, LocalFolder, open_folder
 from sag.storage.npz import Npz
@@ -38,5 +38,6 @@ __all__ = [
     "remove_own_files",
     "settings_hash",
     "to_json",
+    "without_digest",
     "writing_cache",
 ]

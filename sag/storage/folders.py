@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import blobfile
 from typing_extensions import override
 
 from sag.storage.files import atomic
@@ -187,6 +186,8 @@ class BlobFolder(Folder):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        import blobfile  # here, as it takes a fifth of a second, and few runs are on a blob store
+
         self._blobs = blobfile.create_context(retry_limit=8, connect_timeout=10, log_callback=lambda message: None)
 
     @override

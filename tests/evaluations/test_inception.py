@@ -5,6 +5,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from local_server import Server
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from evaluations import inception
@@ -113,14 +114,29 @@ def test_weights_from_torch_hubs_cache(weights, tmp_path, monkeypatch):
         Inception()
 
 
+def test_weights_are_downloaded_into_torch_hubs_cache(weights, tmp_path, monkeypatch):
+    digest = sha256(weights.read_bytes()).hexdigest()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(inception, "SHA256", digest[:8])
+    with Server(weights.read_bytes()) as server:
+        monkeypatch.setattr(inception, "URL", f"{server.url}/{weights.name}")
+        for _ in range(2):
+            assert Inception(None, digest[:8]).id.startswith("inception-2015-12-05-")
+        assert len(server.asked) == 1
+        (tmp_path / "hub/checkpoints" / weights.name).unlink()
+        server.content = b"an error page"
+        with pytest.raises(OSError, match=rf"its sha256 starts with \w{{8}}, expected {digest[:8]}"):
+            Inception()
+
+
 def test_without_a_network_the_place_for_the_file_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(inception, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth")
+    monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth")
     with pytest.raises(
-        OSError, match=r"could not download the Inception weights .*copy it to .*6726825d\.pth, or give its path"
+        OSError, match=r"could not download http.*6726825d\.pth: .*copy the file to .*6726825d\.pth, or give its path as"
     ):
         Inception()
-    assert not list(tmp_path.rglob("*.pth*"))
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch):

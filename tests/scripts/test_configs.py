@@ -7,7 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import sag
 from sag.checkpoints import load_checkpoint
+from sag.storage import without_digest
 from scripts import sample  # noqa: F401  registers the schema of sample.yaml
 from scripts.common import CONFIGS
 
@@ -82,7 +84,7 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
         return
     flags = GOLDEN_OF[name]["flags"]
     assert shapes(network) == GOLDEN_OF[name]["keys"]
-    assert cfg.model.checkpoint.endswith(f"/{'jul' if name.startswith('adm') else 'march'}-2021/{FILES[name]}")
+    assert without_digest(cfg.model.checkpoint).endswith(f"/{'jul' if name.startswith('adm') else 'march'}-2021/{FILES[name]}")
     assert diffusion.schedule.training_steps == flags.get("diffusion_steps", 1000)
     counted = 1000 if flags.get("rescale_timesteps", False) else diffusion.schedule.training_steps
     assert diffusion.schedule.tau[-1] == pytest.approx(counted * (1 - 1 / diffusion.schedule.training_steps))
@@ -115,3 +117,15 @@ def test_the_classifier_published_with_a_model_comes_with_it():
 def test_guidance_is_any_list(guidance):
     cfg = composed("model=adm_imagenet64", f"guidance={guidance}")
     assert list(cfg.get("guidance") or {}) == [name for name in guidance.strip("[]").split(",") if name]
+
+
+def test_the_hash_in_an_address_changes_neither_the_model_nor_the_samples():
+    hashed = sag.compose("sample", ["model=adm_imagenet256_uncond"])
+    plain = without_digest(hashed.model.checkpoint)
+    assert plain != hashed.model.checkpoint
+    for given in (plain, f"elsewhere/{plain.rpartition('/')[2]}"):  # the second: a copy
+        cfg = sag.compose("sample", ["model=adm_imagenet256_uncond", f"model.checkpoint={given}"])
+        assert cfg.model.name == "adm_imagenet256_uncond"
+    cfg = sag.compose("sample", ["model=adm_imagenet256_uncond", f"model.checkpoint={plain}"])
+    assert sag.build.identity(cfg) == sag.build.identity(hashed)
+    assert sag.build.out_folder(cfg) == sag.build.out_folder(hashed)

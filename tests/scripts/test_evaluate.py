@@ -253,11 +253,25 @@ def test_the_command_line_of_adms_evaluator(tmp_path, batches):
     assert (missing.returncode, missing.stderr) == (1, "error: no file or folder at nowhere.npz\n")
 
 
+def test_the_help_of_adms_evaluator_needs_no_network_library():
+    code = """
+import runpy, sys
+sys.argv = ["evaluator.py", "--help"]
+try:
+    runpy.run_path("evaluations/evaluator.py", run_name="__main__")
+except SystemExit:
+    print({"torch", "numpy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage: evaluator.py"), done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
 def test_the_five_lines_of_adms_evaluator(tmp_path, monkeypatch, capsys):
     from evaluations import evaluator
 
     np.savez(tmp_path / "few.npz", arr_0=random_images(0, 6))
-    monkeypatch.setattr(evaluator, "Inception", lambda weights: Inception("random"))
+    monkeypatch.setattr("evaluations.inception.Inception", lambda weights: Inception("random"))
     monkeypatch.setattr(sys, "argv", ["evaluator.py", str(tmp_path / "few.npz"), str(tmp_path / "few.npz")])
     evaluator.main()
     lines = capsys.readouterr().out.splitlines()

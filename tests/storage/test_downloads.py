@@ -1,66 +1,15 @@
 """Downloads: made once, continued, verified."""
 
-import base64
 import errno
 import hashlib
-import http.server
-import io
 import os
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
+from local_server import Server, npz
 
-from sag.storage import CacheError, cache_folder, cached, fetch, remote_size, writing_cache
-
-
-def npz(size=100_000):
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
-    return buffer.getvalue()
-
-
-class Server:
-    """A server on this machine with one content; it may send less, know no ranges, or state an MD5 sum."""
-
-    def __init__(self, content, sent=None, ranges=True, md5=None):
-        self.content, self.sent, self.ranges, self.md5 = content, sent, ranges, md5
-        self.asked = []
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.asked.append(self.headers.get("Range"))
-                server.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-
-    def answer(self, handler):
-        asked = handler.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
-        if "missing" in handler.path or (start and start >= len(self.content)):
-            handler.send_response(404 if "missing" in handler.path else 416)
-            handler.end_headers()
-            return
-        handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(self.content) - start))
-        if self.md5 is not None:
-            handler.send_header("Content-MD5", base64.b64encode(self.md5).decode())
-        handler.end_headers()
-        handler.wfile.write(self.content[start : self.sent])
-
-    def __enter__(self):
-        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/some/folder"
-        return self
-
-    def __exit__(self, *error):
-        self.httpd.shutdown()
-        self.httpd.server_close()
+from sag.storage import CacheError, cache_folder, cached, fetch, remote_size, without_digest, writing_cache
 
 
 def visible():
@@ -111,7 +60,7 @@ def test_what_an_other_file_left_is_not_mixed_with_this_one():
     [
         ("a.npz", lambda content: content[:5000] + b"?" + content[5001:], None, "checksum of arr_0.npy differs"),
         ("a.npz", lambda content: b"<html>an error page</html>", None, "damaged .*not a zip"),
-        ("a.pt", lambda content: b"an old pickle", b"0" * 16, "its MD5 sum differs"),
+        ("a.pt", lambda content: b"an old pickle", b"0" * 16, r"its md5 starts with \w{8}, expected 30303030"),
         ("missing.pt", lambda content: content, None, "404"),
     ],
 )
@@ -119,6 +68,31 @@ def test_what_is_damaged_or_missing_does_not_appear(name, change, md5, message):
     with Server(change(npz()), md5=md5) as server, pytest.raises(OSError, match=message):
         fetch(f"{server.url}/{name}")
     assert visible() == []
+
+
+@pytest.mark.parametrize("digits", [64, 8])
+def test_a_hash_in_the_address_is_compared(digits):
+    content = b"weights"
+    right, wrong = (hashlib.sha256(of).hexdigest()[:digits] for of in (content, b"others"))
+    with Server(content) as server:
+        url = f"{server.url}/a.bin"
+        with pytest.raises(
+            OSError, match=rf"could not download {url}: .*its sha256 starts with {right[:8]}, expected {wrong[:8]}"
+        ):
+            fetch(f"{url}#sha256={wrong}")
+        assert visible() == []
+        assert fetch(f"{url}#sha256={right}") == cached(url) == cached(f"{url}#sha256={right}")
+        assert remote_size(f"{url}#sha256={right}") == 7
+    assert without_digest(f"{url}#sha256={right}") == without_digest(url) == url
+
+
+def test_a_download_may_go_to_another_place(tmp_path):
+    target = tmp_path / "hub/file.bin"
+    with Server(b"weights") as server:
+        assert fetch(f"{server.url}/a.bin", target) == target
+    assert target.read_bytes() == b"weights"
+    with pytest.raises(CacheError, match=r"^the cache folder /proc/hub cannot be written .*; set TORCH_HOME to a folder"):
+        fetch(f"{server.url}/a.bin", Path("/proc/hub/a/file.bin"), root=Path("/proc/hub"), variable="TORCH_HOME")
 
 
 def test_several_who_want_one_file_download_it_once():
