@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluations.study.pictures import draw_samples, draw_strip, draw_table
-from evaluations.study.results import Run
+from evaluations.study.results import Run, check_list
 from evaluations.study.rows import compose_row
 from evaluations.study.tables import Table, arrange, base_of, markdown
 from sag import storage
@@ -75,6 +75,7 @@ def compare(
         raise ValueError(f"num_samples must be at least {SHOWN}, got {num_samples}")
     if not rows:
         raise ValueError("there are no rows to compare")
+    check_list("common", common)
     size = [f"num_samples={num_samples}", f"seed={seed}"]
     composed = [compose_row("demo", name, [*common, *overrides, *size], scoring) for name, overrides in rows.items()]
     references = {str(row.cfg.model.get("reference")) for row in composed}

@@ -95,14 +95,11 @@ def plan(rows: Sequence[Row], device: str = "auto") -> Plan:
     Raises:
         ValueError: If there is no such device.
     """
+    if not rows:
+        raise ValueError("there are no rows to plan")
     where = pick_device(device, rows[0].cfg.precision)
     rate = _rate(rows[0].cfg, where)
-    costs = []
-    for row in rows:
-        pixels = row.cfg.model.network.image_size**2
-        disk = 2 * row.cfg.num_samples * pixels * 3 / 1e9  # shards and npz
-        costs.append(Cost(row, _passes(row.cfg), _flop(row.cfg) / rate / 3600, disk))
-    return Plan(costs, f"{where} ({device_name(where)})", rate)
+    return Plan([_cost(row, rate) for row in rows], f"{where} ({device_name(where)})", rate)
 
 
 def _published(facts: DictConfig | None) -> str:
@@ -113,31 +110,23 @@ def _published(facts: DictConfig | None) -> str:
     return f"{values} (N = {facts.num_samples}, {facts.source}{mark})"
 
 
-def _guided(cfg: DictConfig) -> tuple[UNet, GuidedDenoiser]:
-    """The network and the guided denoiser of a row, without any numbers in them."""
+def _cost(row: Row, flop_per_second: float) -> Cost:
+    cfg = row.cfg
     with torch.device("meta"):
         network = instantiate(cfg.model.network, _convert_="all")
         guidance = sag.build.guidance(cfg.guidance, lambda node: instantiate(node.network, _convert_="all"))
-    diffusion = instantiate(cfg.model.diffusion).respace(instantiate(cfg.sampler).steps)
-    return network, GuidedDenoiser(Denoiser(network, diffusion, cfg.model.null_label), guidance)
-
-
-def _passes(cfg: DictConfig) -> int:
-    """Of the network, for each sample."""
-    network, guided = _guided(cfg)
-    shape = (network.image_channels, *image_size(network, cfg.size))
-    return sum(guided.passes(t, shape) for t in range(len(guided.diffusion.schedule)))
-
-
-def _flop(cfg: DictConfig) -> float:
-    """Of all samples of a row."""
-    network, guided = _guided(cfg)
-    total = _passes(cfg) * _forward_flop(network, _inputs(network, 1, torch.device("meta")))
-    for g in guided.guidance:
+    denoiser = Denoiser(network, instantiate(cfg.model.diffusion), cfg.model.null_label)
+    guided = GuidedDenoiser(denoiser, guidance).respace(instantiate(cfg.sampler).steps)
+    steps = len(guided.diffusion.schedule)
+    height, width = image_size(network, cfg.size)
+    passes = sum(guided.passes(t, (network.image_channels, height, width)) for t in range(steps))
+    inputs = _inputs(network, (height, width), 1, torch.device("meta"))
+    flop = passes * _forward_flop(network, inputs)
+    for g in guidance:
         if isinstance(g, ClassifierGuidance):
-            gradient = GRADIENT * _forward_flop(g.classifier, _inputs(network, 1, torch.device("meta"))[:2])
-            total += gradient * len(guided.diffusion.schedule)
-    return float(total * cfg.num_samples)
+            flop += GRADIENT * steps * _forward_flop(g.classifier, inputs[:2])
+    disk = 2 * cfg.num_samples * 3 * height * width * cfg.bits // 8  # shards and npz
+    return Cost(row, passes, flop * cfg.num_samples / flop_per_second / 3600, disk / 1e9)
 
 
 def _forward_flop(network: Any, inputs: Sequence[torch.Tensor]) -> int:
@@ -146,20 +135,22 @@ def _forward_flop(network: Any, inputs: Sequence[torch.Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
-def _inputs(network: UNet, batch: int, device: torch.device) -> list[torch.Tensor]:
-    x_t = torch.zeros(batch, network.image_channels, network.image_size, network.image_size, device=device)
+def _inputs(network: UNet, size: tuple[int, int], batch: int, device: torch.device) -> list[torch.Tensor]:
+    x_t = torch.zeros(batch, network.image_channels, *size, device=device)
     labels = [] if network.num_classes is None else [torch.zeros(batch, dtype=torch.int64, device=device)]
     return [x_t, torch.zeros(batch, device=device), *labels]
 
 
 def _rate(cfg: DictConfig, device: torch.device) -> float:
-    """FLOP/s of the row's network in a forward pass with its batch size (on a CPU a smaller one, where that is slow)."""
+    """FLOP/s of a row's network in a forward pass with its batch size (on a CPU a smaller one, where that is slow)."""
     network = instantiate(cfg.model.network, _convert_="all").eval().requires_grad_(False)
-    meta, _ = _guided(cfg)
-    flop = _forward_flop(meta, _inputs(meta, 1, torch.device("meta")))
+    with torch.device("meta"):
+        outline = instantiate(cfg.model.network, _convert_="all")
+    size = image_size(network, cfg.size)
+    flop = _forward_flop(outline, _inputs(outline, size, 1, torch.device("meta")))
     set_up(network, device, cfg.precision, cfg.compile)
     batch: int = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, max(4, int(CPU_BATCH_FLOP // flop)))
-    inputs = _inputs(network, batch, device)
+    inputs = _inputs(network, size, batch, device)
     with torch.no_grad():
         network(*inputs)
         return batch * flop / min(seconds(lambda: network(*inputs), device) for _ in range(2))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evaluations.study.page import page
 from evaluations.study.pictures import draw_table
-from evaluations.study.results import Results, Run
+from evaluations.study.results import Results, Run, check_list
 from evaluations.study.tables import Table, arrange, as_csv, base_of, latex, markdown
 from sag import storage
 
@@ -33,7 +33,7 @@ def write_report(
     """Write tables, plots and a page of scored runs.
 
     Example:
-        >>> from evaluations.study.results import Results, Run
+        >>> from evaluations.study.results import Results, Run, check_list
         >>> from evaluations.study.report import write_report
         >>> scored = {"scoring": {"extractor": "inception"}, "metrics": {"fid": 4.2}}
         >>> Results("results.sqlite").add(Run("key", "scales", "SAG", seed=0, num_samples=10, settings={}, **scored))
@@ -52,6 +52,7 @@ def write_report(
     Raises:
         ValueError: There are no such runs, or a file of somebody else is in the way.
     """
+    check_list("tables", tables)
     runs = _choose_runs(Path(results), tables, num_samples)
     found = arrange(runs)
     texts = {

@@ -5,7 +5,7 @@ import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ class Run:
     seconds: float | None = None
     folder: str | None = None
     time: float = field(default_factory=time.time)
+
+
+def check_list(name: str, value: object) -> None:
+    """Raise a ValueError unless an argument is None or a list; a string would be read letter by letter."""
+    if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
+        raise ValueError(f"{name} must be a list, got {value!r}")
 
 
 _COLUMNS = [f.name for f in fields(Run)]

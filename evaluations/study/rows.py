@@ -12,7 +12,7 @@ from tqdm import tqdm
 import evaluations.build
 import sag
 from evaluations.metrics import COLUMNS
-from evaluations.study.results import Run
+from evaluations.study.results import Run, check_list
 from sag.build.messages import CONFIGS, choices, unknown_choice
 from sag.distributed import Process, Stop
 from sag.records import fingerprint
@@ -141,6 +141,8 @@ def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequen
     Raises:
         ValueError: If an override does not fit.
     """
+    check_list("overrides", overrides)
+    check_list("scoring", scoring)
     return Row(table, name, sag.compose("sample", _last(overrides)), scoring)
 
 
@@ -171,6 +173,8 @@ def table_rows(
     Raises:
         ValueError: If there is no such table or row, or an override does not fit.
     """
+    for key, value in (("names", names), ("seeds", seeds), ("common", common)):
+        check_list(key, value)
     facts = _read_table(table) if isinstance(table, str) else table
     wanted = list(facts["rows"]) if names is None else list(names)
     unknown = [name for name in wanted if name not in facts["rows"]]

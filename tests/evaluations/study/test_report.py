@@ -120,6 +120,7 @@ def test_the_page_works_in_a_browser_without_a_network(write, tmp_path):
     ("options", "message"),
     [
         ({"tables": ["nowhere"]}, "there are no results of table 'nowhere' in .*; there are of scale"),
+        ({"tables": "scale"}, "tables must be a list, got 'scale'"),
         ({"num_samples": 50000}, "no run has num_samples=50000; there are runs of 10"),
         ({"results": "nowhere.sqlite"}, r"there are no results in nowhere\.sqlite; scripts/reproduce\.py"),
     ],

@@ -81,6 +81,8 @@ def test_rows_come_with_all_rows_of_the_first_seed_first():
         (("fashion", ["nowhere"]), "table fashion has no row 'nowhere'; it has no guidance, SAG, "),
         (("fashion", []), r"rows and seeds must not be empty, got \[\] and \[0\]"),
         (("fashion", None, []), r"rows and seeds must not be empty, got \['no guidance', .*\] and \[\]"),
+        (("fashion", "SAG"), "names must be a list, got 'SAG'"),
+        (("fashion", ["SAG"], 0), "seeds must be a list, got 0"),
         (("fashion", ["SAG"], ["x"]), "seed takes a whole number, got 'x'"),
         (("fashion", ["SAG"], [0], None, ["guidance.sag.scales=1"]), "unknown config key 'guidance.sag.scales'"),
     ],
