@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import sys
 
@@ -39,6 +40,8 @@ def run_script(monkeypatch, capsys):
     def call(main, config_name, schema, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{config_name}.py", *arguments])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        for name in ("sag", "evaluations"):  # the program shows logs on the screen; after the test nobody does
+            monkeypatch.setattr(logging.getLogger(name), "handlers", [])
         GlobalHydra.instance().clear()
         capsys.readouterr()
         run(main, config_name, schema)

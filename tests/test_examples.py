@@ -20,7 +20,11 @@ FUNCTIONS = {  # what programs call
     "demo": "evaluations.study.compare.compare",
     "make_reference": "evaluations.reference.make_reference",
     "download": "evaluations.model_downloads.download",
+    "benchmark part=sampling": "evaluations.benchmark.sampling.benchmark_sampling",
+    "benchmark part=evaluation": "evaluations.benchmark.evaluation.benchmark_evaluation",
+    "benchmark part=cluster": "evaluations.benchmark.cluster.benchmark_cluster",
 }
+SLOW = ["evaluations.benchmark.cluster.benchmark_cluster"]
 
 
 def examples():
@@ -41,7 +45,7 @@ def examples():
 EXAMPLES = examples()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXAMPLES])
 def test_an_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (found,) = doctest.DocTestFinder(recurse=False).find(pkgutil.resolve_name(name), name)

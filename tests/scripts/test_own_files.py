@@ -13,6 +13,7 @@ import torch
 from helpers import golden_images, random_images
 from PIL import Image
 
+from evaluations.benchmark import evaluation
 from evaluations.score_files import find_samples
 from evaluations.study import compare
 from evaluations.study.results import Results, Run
@@ -393,7 +394,8 @@ def run_at_once(row, folder, device, **options):
 def test_programs_replace_their_own_files_only(run_script, tmp_path, monkeypatch, program, arguments, names):
     name = program.__name__.removeprefix("scripts.")
     schema = getattr(program, f"{name.capitalize()}Config")
-    monkeypatch.setattr(benchmark, "benchmark_evaluation", lambda *arguments: {"seconds": 1.0})
+    quick = evaluation.Evaluation([], evaluation.Frechet(1.0, 2.0, 0.0, 64), evaluation.InceptionSpeed(2, 1.0))
+    monkeypatch.setattr(evaluation, "benchmark_evaluation", lambda *arguments, **options: quick)
     monkeypatch.setattr(Row, "run", run_at_once)
     monkeypatch.setattr(Row, "moments", lambda row, device: [])
     monkeypatch.setattr(compare, "draw_strip", lambda moments, path, kinds: path.write_bytes(b""))
