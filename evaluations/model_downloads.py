@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from sag.build.messages import CONFIGS
+from sag.build.groups import choices, load_config
 from sag.storage import cached, fetch, remote_size, without_digest
 
 PARTS = ("checkpoint", "classifier", "reference", "inception")
@@ -67,7 +65,7 @@ def download(what: str | Sequence[str], parts: Sequence[str] = PARTS, *, dry_run
 
 
 def _models(what: str | Sequence[str]) -> list[str]:
-    known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml") if _entry(path, "checkpoint") is not None)
+    known = [name for name in choices("model") if name != "flags"]
     if what == "all":
         return known
     names = [what] if isinstance(what, str) else list(what)
@@ -80,13 +78,10 @@ def _models(what: str | Sequence[str]) -> list[str]:
 def _addresses(names: Sequence[str], parts: Sequence[str]) -> Iterator[str]:
     for name in names:
         for part, group, key in _ADDRESSES:
-            source = _entry(CONFIGS / group / f"{name}.yaml", key) if part in parts else None
+            config = load_config(group, name) if part in parts else None
+            source = None if config is None else config.get(key)
             if source is not None and "://" in source:
                 yield source
-
-
-def _entry(config: Path, key: str) -> str | None:
-    return yaml.safe_load(config.read_text()).get(key) if config.exists() else None
 
 
 def _needed(url: str, path: Path) -> Needed:

@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from sag.build.arguments import read_arguments
 from sag.build.composing import check_keys, register, settle_config
-from sag.build.messages import CONFIGS, check_choices, explain, sentence
+from sag.build.groups import CONFIGS
+from sag.build.messages import check_choices, explain, sentence
 from sag.distributed import Process
 from sag.memory import keep_memory
 

@@ -106,7 +106,7 @@ def _published(facts: DictConfig | None) -> str:
     if facts is None:
         return "-"
     values = ", ".join(f"{COLUMNS[name]} {value:g}" for name, value in facts["values"].items())
-    mark = "" if facts.mark == "S" else ", secondhand"
+    mark = ", secondhand" if facts.get("secondhand") else ""
     return f"{values} (N = {facts.num_samples}, {facts.source}{mark})"
 
 

@@ -10,8 +10,9 @@ from evaluations.study.results import Results, Run
 from evaluations.study.rows import Row
 from evaluations.study.tables import Table, arrange
 from sag import storage
-from sag.build.composing import shared_key
+from sag.build import identity
 from sag.distributed import Process, Stop
+from sag.records import as_recorded, former_folder, shared_key
 
 MASKS = "masks.png"  # what SAG saw of a row's first samples
 logger = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ def reproduce(
         FloatingPointError: If the values of a sample do not stay finite.
     """
     store, process = Results(results), process or Process.current()
-    asked, new = set(), []
+    rows = list(rows)
+    asked, new, scorings = set(), [], {tuple(row.scoring) for row in rows}
     for row in rows:
         asked.add((row.key, row.table, row.name))
-        same = [run for run in store.runs() if run.error is None and run.key == row.key]
+        same = [run for run in store.runs(*scorings) if run.error is None and run.key == row.key]
         if (row.table, row.name) in {(run.table, run.row) for run in same}:
             continue
         if same:  # another table has the same settings
@@ -87,7 +89,10 @@ def reproduce(
                 store.add(new[-1])
             continue
         logger.info("%s: %s, seed %d", row.table, row.name, row.cfg.seed)
-        folder, key = storage.LocalFolder(Path(out) / row.key[:12]), shared_key(row.cfg)
+        settings, path = identity(row.cfg), Path(out) / row.key[:12]
+        former = None if path.exists() else former_folder(Path(out), "*", settings)
+        folder = storage.LocalFolder(former or path)
+        key = shared_key(as_recorded(folder, settings))
         storage.refuse_foreign(folder, [MASKS], storage.own_files(folder, key))
         run = row.run(folder.path, device, process=process, stop=stop, progress=progress)
         if run is None:
@@ -101,5 +106,5 @@ def reproduce(
             storage.remove_own_files(folder, key, (name for name in folder.names() if name.startswith("samples_")))
     if not process.main:
         return None
-    runs = [run for run in store.runs() if (run.key, run.table, run.row) in asked]
+    runs = [run for run in store.runs(*scorings) if (run.key, run.table, run.row) in asked]
     return Reproduced(runs, arrange(runs), new)

@@ -5,12 +5,14 @@ import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sag.storage import atomic
+from sag.records import fingerprint, modern
+from sag.storage import atomic, settings_hash
 
 PATIENCE = 30.0  # seconds to wait while another process writes
 
@@ -58,6 +60,25 @@ def check_list(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a list, got {value!r}")
 
 
+def key_of(settings: Mapping[str, Any], scoring: Sequence[str]) -> str:
+    """Return a hash of everything that determines scores.
+
+    Args:
+        settings: Those of the samples.
+        scoring: Overrides of configs/evaluate.yaml.
+    """
+    return sha256("\n".join([settings_hash(settings), *sorted(scoring)]).encode()).hexdigest()
+
+
+def _modern(run: Run, scorings: Iterable[Sequence[str]]) -> Run:
+    """Return a run in its present form."""
+    settings, key = modern(run.settings), run.key
+    for scoring in scorings if settings != run.settings else ():
+        if key == sha256("\n".join([fingerprint(run.settings), *sorted(scoring)]).encode()).hexdigest():  # its former key
+            key = key_of(settings, scoring)
+    return replace(run, key=key, settings=settings)
+
+
 _COLUMNS = [f.name for f in fields(Run)]
 _AS_JSON = {"settings", "scoring", "metrics", "published", "record"}
 
@@ -92,15 +113,21 @@ class Results:
         with self._open() as file:
             file.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
-    def runs(self) -> list[Run]:
-        """Return all runs, in the order in which they were added."""
+    def runs(self, *scorings: Sequence[str]) -> list[Run]:
+        """Return all runs, in the order in which they were added.
+
+        Args:
+            scorings: Overrides of configs/evaluate.yaml with which rows are scored. A run that a former version of this library
+                recorded has the key that it would have now if it was scored so.
+        """
         if not self.path.exists():
             return []
         names = ", ".join(f'"{name}"' for name in _COLUMNS)
         with self._open() as file:
             rows = file.execute(f"SELECT {names} FROM runs ORDER BY time").fetchall()
         read: dict[str, Callable[[Any], Any]] = {"seed": int, **dict.fromkeys(_AS_JSON, json.loads)}
-        return [Run(**{n: read[n](v) if n in read else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
+        found = [Run(**{n: read[n](v) if n in read else v for n, v in zip(_COLUMNS, row, strict=True)}) for row in rows]
+        return [_modern(run, scorings) for run in found]
 
     def _create(self) -> None:
         """Write an empty file, whole or not at all, unless there is one: an empty file of somebody else stays empty."""

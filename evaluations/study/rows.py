@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +11,11 @@ from tqdm import tqdm
 import evaluations.build
 import sag
 from evaluations.metrics import COLUMNS
-from evaluations.study.results import Run, check_list
-from sag.build.messages import CONFIGS, choices, unknown_choice
+from evaluations.study.results import Run, check_list, key_of
+from sag.build.groups import choices, load_config
+from sag.build.messages import unknown_choice
+from sag.build.tables import published_numbers, row_settings
 from sag.distributed import Process, Stop
-from sag.records import fingerprint
 
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total_fmt} images, {rate_fmt}, {remaining} left"
 LOOK = 4  # at most so many samples are looked at through SAG
@@ -48,7 +48,7 @@ class Row:
     @property
     def key(self) -> str:
         """A hash of everything that determines the scores."""
-        return sha256("\n".join([fingerprint(sag.build.identity(self.cfg)), *sorted(self.scoring)]).encode()).hexdigest()
+        return key_of(sag.build.identity(self.cfg), self.scoring)
 
     def run(
         self,
@@ -121,7 +121,13 @@ class Row:
         return found
 
 
-def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
+def compose_row(
+    table: str,
+    name: str,
+    overrides: Sequence[str],
+    scoring: Sequence[str] = (),
+    published: Mapping[str, Any] | None = None,
+) -> Row:
     """Compose a row.
 
     Example:
@@ -134,6 +140,7 @@ def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequen
         name: Its own name.
         overrides: Overrides of configs/sample.yaml; if a key is overridden twice, the last one wins.
         scoring: Overrides of configs/evaluate.yaml.
+        published: What a paper says of the row; None is what the overrides say, if they choose an experiment.
 
     Returns:
         The row.
@@ -143,7 +150,8 @@ def compose_row(table: str, name: str, overrides: Sequence[str], scoring: Sequen
     """
     check_list("overrides", overrides)
     check_list("scoring", scoring)
-    return Row(table, name, sag.compose("sample", _last(overrides)), scoring)
+    cfg = sag.compose("sample", _last(overrides))
+    return Row(table, name, cfg if published is None else _merged(cfg, published=published), scoring)
 
 
 def table_rows(
@@ -151,7 +159,7 @@ def table_rows(
     names: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     num_samples: int | None = None,
-    common: Sequence[str] | None = None,
+    common: Sequence[str] = (),
 ) -> list[Row]:
     """Compose the rows of a table.
 
@@ -164,8 +172,8 @@ def table_rows(
         table: The name of a file in configs/table/, or the content of one.
         names: Which rows; None is all of them.
         seeds: The seeds; None is those of the table.
-        num_samples: How many samples each row has; None is as many as the table or the row says.
-        common: Overrides of configs/sample.yaml for all rows; None is those of the table.
+        num_samples: How many samples each row has; None is as many as the table says.
+        common: Overrides of configs/sample.yaml for all rows, which win over those of the table and of its rows.
 
     Returns:
         The rows, all of the first seed before any of the second.
@@ -185,19 +193,24 @@ def table_rows(
         raise ValueError(f"rows and seeds must not be empty, got {wanted} and {list(wanted_seeds)}")
     count = facts["num_samples"] if num_samples is None else num_samples
     size = [] if count is None else [f"num_samples={count}"]
-    shared = facts["common"] if common is None else common
     return [
-        compose_row(facts["name"], name, [*shared, *facts["rows"][name], f"seed={seed}", *size], facts["scoring"])
+        compose_row(
+            facts["name"],
+            name,
+            [*facts["common"], *row_settings(facts, name), *common, f"seed={seed}", *size],
+            facts["scoring"],
+            published_numbers(facts, name),
+        )
         for seed in wanted_seeds
         for name in wanted
     ]
 
 
 def _read_table(name: str) -> DictConfig:
-    path = CONFIGS / f"table/{name}.yaml"
-    if not path.exists():
+    table = load_config("table", name)
+    if table is None:
         raise ValueError(unknown_choice("table", name, choices("table")))
-    return cast(DictConfig, OmegaConf.load(path))
+    return table
 
 
 def _merged(cfg: DictConfig, **values: Any) -> DictConfig:

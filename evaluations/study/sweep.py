@@ -92,7 +92,7 @@ def score_point(
         FloatingPointError: See `Row.run`.
     """
     store = Results(results)
-    for run in store.runs():
+    for run in store.runs(row.scoring):
         if run.error is None and (run.table, run.key) == (row.table, row.key):
             return run
     logger.info("%s: %s", row.table, row.name)

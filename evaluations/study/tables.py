@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from evaluations.metrics import COLUMNS
 from evaluations.study.results import Run
-from sag.build.messages import CONFIGS
+from sag.build.groups import CONFIGS
 
 BASE = "no guidance"  # the row that plots compare the others with
 

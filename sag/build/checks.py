@@ -29,10 +29,6 @@ SETTINGS: dict[str, Any] = {  # keys whose types are declared neither in a schem
     "model.diffusion": Mapping,
     "model.null_label": int | None,
     "model.steps": int | str | None,
-    "model.sag": Mapping,
-    "model.sag.scale": float | None,
-    "model.sag.layer": str | None,
-    "model.sag.blur_sigma": float | None,
     "classifier": Mapping | None,
     "classifier.name": str,
     "classifier.checkpoint": str,
@@ -82,7 +78,7 @@ def check_targets(cfg: DictConfig) -> None:
     Raises:
         ValueError: If a constructor cannot be imported, or an argument is unknown, missing, or of another type.
     """
-    for node in _nodes(cfg):
+    for node in nodes(cfg):
         if "_target_" not in node:
             continue
         place = node._get_full_key("")
@@ -188,14 +184,14 @@ def _check(node: DictConfig, key: str, hint: Any) -> None:
     raise ValueError(refused(place, hint, shown(value)))
 
 
-def _nodes(node: Any) -> Iterator[DictConfig]:
+def nodes(node: Any) -> Iterator[DictConfig]:
     """Yield a config and all mappings inside it, without following interpolations."""
     if OmegaConf.is_dict(node):
         yield node
     if OmegaConf.is_config(node):
         for key in range(len(node)) if OmegaConf.is_list(node) else list(node):
             if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
-                yield from _nodes(node[key])
+                yield from nodes(node[key])
 
 
 def _named(parameter: inspect.Parameter) -> bool:

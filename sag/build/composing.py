@@ -14,10 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sag.build.arguments import quote, read_overrides
 from sag.build.checks import check_settings, check_targets
-from sag.build.messages import check_choices, choices, explain, missing, open_configs, unknown_choice, unknown_keys
+from sag.build.groups import choices, open_configs
+from sag.build.messages import check_choices, explain, missing, unknown_choice, unknown_keys
 from sag.build.own_model import settle
 from sag.build.sample_config import SampleConfig
-from sag.records import LAYOUT, fingerprint
+from sag.records import LAYOUT, former_folder, shared_key
 from sag.storage import without_digest
 
 logger = logging.getLogger(__name__)
@@ -149,22 +150,18 @@ def _without_digests(value: Any) -> Any:
     return without_digest(value) if isinstance(value, str) else value
 
 
-def shared_key(cfg: DictConfig) -> str:
-    """Return the hash of the settings that runs on one folder share: `Job.key` without building the job.
-
-    Args:
-        cfg: Composed from configs/sample.yaml.
-    """
-    return fingerprint({key: value for key, value in identity(cfg).items() if key not in LAYOUT})
-
-
 def out_folder(cfg: DictConfig) -> str:
     """Return `out`, or the name of a folder under outputs/ that follows from the settings.
 
     Args:
         cfg: Composed from configs/sample.yaml.
     """
-    return cfg.out or f"outputs/{cfg.model.name}-{'+'.join(cfg.guidance) or 'none'}-{shared_key(cfg)[:8]}"
+    if cfg.out:
+        return str(cfg.out)
+    settings, name = identity(cfg), f"{cfg.model.name}-{'+'.join(cfg.guidance) or 'none'}"
+    folder = Path(f"outputs/{name}-{shared_key(settings)[:8]}")
+    former = None if folder.exists() else former_folder(folder.parent, f"{name}-*", settings, LAYOUT)
+    return str(former or folder)
 
 
 register("sample", SampleConfig)

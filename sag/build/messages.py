@@ -3,8 +3,6 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,18 +13,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sag.build.arguments import hint_of
 from sag.build.checks import SETTINGS, fits, refused
-
-CONFIGS = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout and where they are installed
-
-
-def open_configs() -> AbstractContextManager[Any]:
-    """Look for configs in configs/; within a program, as it does, in the folder of --config-dir too."""
-    hydra = GlobalHydra.instance()
-    if hydra.is_initialized():
-        places = [element.path or "" for element in hydra.config_loader().get_search_path().get_path()]
-        if any(place.removeprefix("file://") == str(CONFIGS) for place in places):
-            return nullcontext()
-    return initialize_config_dir(str(CONFIGS), version_base="1.3")
+from sag.build.groups import CONFIGS, EXPERIMENT, choices, is_group, load_config
+from sag.build.tables import store_experiments
 
 
 def sentence(error: BaseException) -> str:
@@ -71,7 +59,7 @@ def explain(error: Exception, config: str, schema: type, overrides: Sequence[str
         return f"{merged.group(1)} cannot be set: {' '.join(str(error.__cause__).split())}"
     if message.startswith("Ambiguous value for argument"):
         key, _, value = quoted[0].partition("=")
-        hint = list if (CONFIGS / key).is_dir() else SETTINGS.get(key, hint_of(key, schema))
+        hint = list if is_group(key) else SETTINGS.get(key, hint_of(key, schema))
         forms = [
             *([f"{key}=[{value}] for a list"] if hint is None or fits(OmegaConf.create([]), hint) else []),
             *([f"\"{key}='{value}'\" for one text"] if hint is None or fits("", hint) else []),
@@ -85,13 +73,14 @@ def explain(error: Exception, config: str, schema: type, overrides: Sequence[str
     if message.startswith(("Could not delete", "Error resolving interpolation '${")):
         for override in overrides:
             group, _, value = override.partition("=")
-            if (CONFIGS / group.lstrip("~")).is_dir() and (group.startswith("~") or value.startswith("[")):
+            if is_group(group.lstrip("~")) and (group.startswith("~") or value.startswith("[")):
                 return _names_wanted(override)
         if "delete" not in message:
             return sentence(error)
         return f"there is no {quoted[0]} to remove with ~{_suggest(quoted[0], config, overrides)}"
-    if "appears more than once in the final defaults list" in message:
-        group = message.split()[0]
+    chosen = re.match(r"Multiple values for (\S+)\. |(\S+) appears more than once in the final defaults list", message)
+    if chosen:
+        group = chosen[1] or chosen[2]
         return f"{group} is chosen already; write {group}=..., without the +"
     return sentence(error)
 
@@ -127,11 +116,6 @@ def missing(key: str, config: str, chosen: Mapping[str, Any]) -> str:
     return f"{key} is missing{what}" + (f"; for example: {example.group(1).partition(';')[0]}" if example else "")
 
 
-def choices(group: str) -> list[str]:
-    """The configs of a group."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-
-
 def _of_omegaconf(error: OmegaConfBaseException, message: str) -> str:
     key = error.full_key or ""
     plain = re.sub(r" full_key: .*", "", message)
@@ -152,10 +136,13 @@ def _of_omegaconf(error: OmegaConfBaseException, message: str) -> str:
 def _unknown_key(key: str, config: str, overrides: Sequence[str]) -> str:
     """What is wrong with a key that the composed config does not have."""
     group, _, rest = key.partition(".")
+    if key.startswith("model.sag"):
+        value = next((override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")), "...")
+        return f"{key} is no longer a key; write guidance.{key.removeprefix('model.')}={value}"
     if group == "hydra":
         return f"unknown key {key!r} of Hydra; --cfg hydra lists all of them"
     base = _choose(config, overrides)
-    if base is not None and rest and (CONFIGS / group).is_dir() and group in base:
+    if base is not None and rest and is_group(group) and group in base:
         chosen, first = base[group], rest.partition(".")[0]
         if group == "model" and "flags" in list(chosen):
             return f"unknown config key {key!r}; model=flags takes the network and its diffusion from model.flags"
@@ -193,7 +180,7 @@ def _suggest(key: str, config: str, overrides: Sequence[str]) -> str:
 
 def _choose(config: str, overrides: Sequence[str]) -> DictConfig | None:
     """The config that the choices among `overrides` give, without their values; None if it cannot be had."""
-    chosen = [override for override in overrides if (CONFIGS / override.partition("=")[0]).is_dir()]
+    chosen = [override for override in overrides if is_group(override.partition("=")[0])]
     try:
         if GlobalHydra.instance().is_initialized():
             return compose(config, chosen)
@@ -204,7 +191,7 @@ def _choose(config: str, overrides: Sequence[str]) -> DictConfig | None:
 
 
 def _keys_of(group: str, name: str) -> list[str]:
-    return list(_dotted(OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))))
+    return list(_dotted(OmegaConf.to_container(load_config(group, name) or OmegaConf.create())))
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
@@ -217,7 +204,9 @@ def check_choices(overrides: Sequence[str]) -> None:
     """Raise a ValueError for an override that gives a config group no name, which Hydra does not explain."""
     for override in overrides:
         group, equals, value = override.partition("=")
-        if (CONFIGS / group).is_dir() and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
+        if group in (EXPERIMENT, "--help", "-h"):  # Hydra has to know them, or lists them
+            store_experiments()
+        if is_group(group) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
             raise ValueError(_names_wanted(override))
 
 

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sag.build.composing import identity
-from sag.build.messages import CONFIGS, choices
+from sag.build.groups import choices, load_config
 from sag.checkpoints import CheckpointMismatch, load_network, log_notes
 from sag.data import ImageSource, NpzImages, SelectedImages
 from sag.devices import pick_device, set_up
@@ -219,12 +219,12 @@ def _read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tup
 def _fitting_configs(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     fitting = []
     for group in ("model", "classifier"):
-        for file in sorted((CONFIGS / group).glob("*.yaml")):
-            config = OmegaConf.load(file)
-            if "network" not in config:
+        for name in choices(group):
+            config = load_config(group, name)
+            if config is None or "network" not in config:
                 continue
             with torch.device("meta"):
                 built = instantiate(config.network, _convert_="all")
-            if shapes == {name: tuple(value.shape) for name, value in built.state_dict().items()}:
-                fitting.append(f"{group}={file.stem}")
+            if shapes == {key: tuple(value.shape) for key, value in built.state_dict().items()}:
+                fitting.append(f"{group}={name}")
     return fitting

@@ -9,11 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sag.build.messages import open_configs
+from sag.build.by_model import fix_values
+from sag.build.groups import load_config
 from sag.flags import (
     CLASSIFIER_FLAGS,
     NETWORK_FLAGS,
@@ -56,23 +55,35 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
         What a user should know about the model, a sentence each.
 
     Raises:
-        ValueError: flags that cannot be read.
+        ValueError: flags that cannot be read, or settings of SAG, which have another place.
     """
     given = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     notes: list[str] = []
     if not OmegaConf.is_dict(cfg.get("model")):
         return notes
+    if "sag" in cfg.model:
+        moved = " ".join(f"guidance.sag.{key}={value}" for key, value in (cfg.model.sag or {}).items())
+        raise ValueError(f"model.sag is no longer a key; give {moved or 'guidance.sag.scale=...'} instead")
     if "flags" in cfg.model:
         notes = _expand(cfg, given)
+        fix_values(cfg, None)
     else:
-        differing = _differing(cfg.model, "model", str(choices.get("model")))
+        bundled, base = _base(cfg.model, "model", str(choices.get("model")))
+        differing = _differing(cfg.model, base)
+        general = fix_values(cfg, None if "network" in differing else bundled) and "network" in differing
         if differing:
             named = any(key.split(".")[0] == "classifier" for key in given) or choices.get("classifier") != choices["model"]
             if "classifier" in cfg and not named:
                 cfg.classifier = None
-            notes = [_disown(cfg.model, str(choices["model"]), differing, given)]
+            if "model.reference" not in given and base is not None and cfg.model.get("reference") == base.get("reference"):
+                cfg.model.reference = None
+            if "model.name" not in given:
+                cfg.model.name = _own_name(cfg.model.checkpoint, differing)
+            differ = " and ".join(differing) + (" differs" if len(differing) == 1 else " differ")
+            note = f"this is not {bundled}, as its {differ}; it has no bundled reference or classifier"
+            notes = [f"{note}, and general settings of guidance" if general else note]
     if cfg.get("classifier") is not None and "classifier.name" not in given:
-        differing = _differing(cfg.classifier, "classifier", str(choices.get("classifier")))
+        differing = _differing(cfg.classifier, _base(cfg.classifier, "classifier", str(choices.get("classifier")))[1])
         if differing:
             cfg.classifier.name = _own_name(cfg.classifier.checkpoint, differing)
     return notes
@@ -80,37 +91,19 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
 
 def reference_of(model: DictConfig) -> str | None:
     """The reference of a recorded model, unless it is that of a config which only lent the model its name."""
-    base = _config("model", str(model.get("name")))
-    lent = base is not None and model.get("reference") == base.get("reference") and _differing(model, "model", "")
+    base = load_config("model", str(model.get("name")))
+    lent = base is not None and model.get("reference") == base.get("reference") and _differing(model, base)
     return None if lent else model.get("reference")
 
 
-def sag_defaults(image_size: int, num_classes: int | None) -> dict[str, Any]:
-    """Settings of SAG for a network without settings of its own.
-
-    The layer that every network has, the scales published for ADM's 256-pixel models with and without classes, and the blurs
-    of the published models of this size.
-    """
-    return {
-        "scale": 0.5 if num_classes is None else 0.2,
-        "layer": "middle",
-        "blur_sigma": 1 if image_size <= 64 else 3 if image_size <= 128 else 9,
-    }
+def _base(node: DictConfig, group: str, choice: str) -> tuple[str, DictConfig | None]:
+    """The config that a node is named after, or else was chosen, and its name."""
+    base = load_config(group, str(node.get("name")))
+    return (choice, load_config(group, choice)) if base is None else (node.name, base)
 
 
-def _config(group: str, name: str) -> DictConfig | None:
-    """The config `name` of a group as its file has it, None if there is none."""
-    with open_configs():
-        loader = GlobalHydra.instance().config_loader()
-        if name not in loader.get_group_options(group):
-            return None
-        found: DictConfig = loader.load_configuration(f"{group}/{name}", [], RunMode.RUN)[group]
-    return found
-
-
-def _differing(node: DictConfig, group: str, choice: str) -> list[str]:
-    """Which of network and checkpoint are not those of the config that the node is named after, or else was chosen."""
-    base = _config(group, str(node.get("name"))) or _config(group, choice)
+def _differing(node: DictConfig, base: DictConfig | None) -> list[str]:
+    """Which of network and checkpoint are not those of a config."""
     if base is None or "network" not in base:
         return []
     same_network = OmegaConf.to_container(node.network) == OmegaConf.to_container(base.network)
@@ -131,23 +124,6 @@ def _own_name(checkpoint: str | None, differing: Collection[str] = ("checkpoint"
         return "own"
     stem = re.sub(r"\.(pt|pth|ckpt|bin|safetensors)$", "", PurePosixPath(without_digest(checkpoint)).name)
     return ("own_" + re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:80].strip("._-")).rstrip("_")
-
-
-def _disown(model: DictConfig, choice: str, differing: Sequence[str], given: Collection[str]) -> str:
-    """Take from a model what belongs only to the config that it is named after, or was chosen; says so."""
-    bundled = model.name if _config("model", model.name) is not None else choice
-    base = _config("model", bundled)
-    if "model.reference" not in given and base is not None and model.get("reference") == base.get("reference"):
-        model.reference = None
-    if "model.name" not in given:
-        model.name = _own_name(model.checkpoint, differing)
-    note = f"this is not {bundled}, as its {' and '.join(differing)} differ; it has no bundled reference or classifier"
-    if "network" in differing and OmegaConf.is_dict(model.get("sag")):
-        for key, value in sag_defaults(model.network.image_size, model.network.get("num_classes")).items():
-            if f"model.sag.{key}" not in given:
-                model.sag[key] = value
-        note += ", and general settings of SAG"
-    return note
 
 
 def _expand(cfg: DictConfig, given: Collection[str]) -> list[str]:
@@ -171,7 +147,6 @@ def _expand(cfg: DictConfig, given: Collection[str]) -> list[str]:
     kept = model.steps or (int(respacing) if respacing.isdigit() else respacing) or min(STEPS, steps)
     path = named.get("model_path")
     checkpoint = model.checkpoint or (None if path is None else str(named.pop("model_path")))
-    sag = sag_defaults(network["image_size"], network["num_classes"])
     cfg.model = {
         "name": model.name if "model.name" in given else _own_name(checkpoint),
         "checkpoint": checkpoint,
@@ -185,7 +160,6 @@ def _expand(cfg: DictConfig, given: Collection[str]) -> list[str]:
         },
         "null_label": model.null_label,
         "steps": kept,
-        "sag": {key: sag[key] if value is None else value for key, value in model.sag.items()},
     }
     if respacing and "sampler" in cfg and not {"sampler.steps", "model.steps"} & set(given):
         cfg.sampler.steps = kept

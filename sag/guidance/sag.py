@@ -15,14 +15,16 @@ from sag.models import Attention, check_layers
 
 MASKS = ("attention", "global", "random", "square", "high_frequency")
 RELEASED_HEADS = 4
+Heads = Literal["own", "released"]
+"""How the channels of a layer are split into heads."""
 
 
-def attention_mass(attention: Attention, heads: Literal[True, "released"] = True) -> Tensor:
+def attention_mass(attention: Attention, heads: Heads = "own") -> Tensor:
     """Compute how much each position is attended to: the mean over heads of the attention summed over queries.
 
     Args:
         attention: The captured attention.
-        heads: True for the layer's own heads; "released" to split the channels as the released program does: into 4 groups of
+        heads: "own" for those of the layer; "released" to split the channels as the released program does: into 4 groups of
             the interleaved [head][q,k,v][channel] layout. For a layer with 4 heads the two are the same; for others, the
             second is not an attention map.
 
@@ -49,7 +51,7 @@ class SelfAttentionGuidance(BlurGuidance):
         blur_sigma: See `BlurGuidance`.
         blur_kernel: See `BlurGuidance`.
         threshold: The paper's psi. Positions with more attention mass are blurred.
-        heads: True, or "released" for the released program's split into heads (see `attention_mass`).
+        heads: "own", or "released" for the released program's split into heads (see `attention_mass`).
         blend: "clean" blends the predicted clean image with its blur and then adds the predicted noise, as the released program
             does; "noisy" blends in x_t space, as in the paper. The two differ where x_0 was clamped.
         branch: See `BlurGuidance`.
@@ -68,15 +70,15 @@ class SelfAttentionGuidance(BlurGuidance):
         blur_sigma: float,
         blur_kernel: int = 31,
         threshold: float = 1.0,
-        heads: Literal[True, "released"] = True,
+        heads: Heads = "own",
         blend: Literal["clean", "noisy"] = "clean",
         branch: Branch = "uncond",
         mask: Literal["attention", "global", "random", "square", "high_frequency"] = "attention",
         interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
         super().__init__(scale, blur_sigma, blur_kernel, branch, interval)
-        if heads not in (True, "released"):
-            raise ValueError(f"heads must be true or released, got {heads!r}")
+        if heads not in ("own", "released"):
+            raise ValueError(f"heads must be own or released, got {heads!r}")
         if blend not in ("clean", "noisy"):
             raise ValueError(f"blend must be clean or noisy, got {blend!r}")
         if mask not in MASKS:
@@ -95,7 +97,7 @@ class SelfAttentionGuidance(BlurGuidance):
         if self.heads == "released" and (layer.new_order or layer.channels % RELEASED_HEADS):
             raise ValueError(
                 f"heads=released is not defined for layer {self.layer}: the released program supports neither the new "
-                f"attention order nor numbers of channels that {RELEASED_HEADS} does not divide; use heads=true"
+                f"attention order nor numbers of channels that {RELEASED_HEADS} does not divide; use heads=own"
             )
 
     def mask(self, state: GuidanceState, x_0: Tensor, blurred: Tensor) -> Tensor:

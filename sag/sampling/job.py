@@ -14,7 +14,7 @@ from sag.data.tensors import dequantise
 from sag.diffusion import DDPM, Condition, DenoiserLike, Sampler, sample
 from sag.guidance import Guidance, GuidedDenoiser
 from sag.noise import SampleNoise
-from sag.records import LAYOUT, fingerprint
+from sag.records import shared_key
 from sag.sampling.shards import Duplicates, shard_name
 
 
@@ -84,7 +84,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """A hash of the settings that runs on one folder share."""
-        return fingerprint({key: value for key, value in self.recorded.items() if key not in LAYOUT})
+        return shared_key(self.recorded)
 
     @property
     def shape(self) -> tuple[int, int, int]:

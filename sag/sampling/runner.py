@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sag.claims import Claims, is_claim, this_process
 from sag.data import Images, picture
 from sag.data.tensors import quantise
 from sag.distributed import Process, Stop
-from sag.records import CONFIG, LAYOUT, check_folder, provenance, read_settings, to_yaml
+from sag.records import CONFIG, LAYOUT, as_recorded, check_folder, provenance, read_settings, to_yaml
 from sag.sampling import shards
 from sag.sampling.earlier import EarlierSamples
 from sag.sampling.job import Job
@@ -82,6 +82,7 @@ def run(
     """
     process = process or Process.current()
     folder = out if isinstance(out, Folder) else open_folder(str(out))
+    job = replace(job, settings=as_recorded(folder, job.recorded, LAYOUT))
     check_place(job, folder)
     new = not finished(job, folder)
     if new and process.main:

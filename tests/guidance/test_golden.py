@@ -24,7 +24,7 @@ def classifier():
 def test_guided_steps_are_those_of_the_released_program(name, classifier):
     case = CASES["cases"][name]
     flags = case["model_flags"]
-    heads = "released" if "quirk" in name else True
+    heads = "released" if "quirk" in name else "own"
     layer = f"output.{case['attention_depth']}"
     diffusion = GaussianDiffusion.from_flags(flags | {"timestep_respacing": case["timestep_respacing"]})
     guidance = []

@@ -265,7 +265,7 @@ def test_no_technique_mixes_the_samples_of_a_batch(sampler):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sag(heads=4), "heads must be true or released"),
+        (lambda: sag(heads=4), "heads must be own or released"),
         (lambda: sag(mask="circle"), "unknown mask 'circle'; expected one of attention, global"),
         (lambda: sag(blend="dirty"), "blend must be clean or noisy"),
         (lambda: sag(branch="both"), "branch must be cond or uncond"),

@@ -10,6 +10,7 @@ from helpers import small_denoiser
 import sag
 from sag.data import ArrayImages, to_values
 from sag.diffusion import DDIM, Condition, GaussianDiffusion, Prediction, Schedule
+from sag.records import shared_key
 from sag.sampling import Job
 
 MEAN = torch.tensor([0.6, -0.4]).view(2, 1, 1)
@@ -106,5 +107,5 @@ def test_a_job_of_a_config_has_the_names_that_the_program_gives():
     cfg = sag.compose("sample", ["num_samples=5", "batch_size=2", "device=cpu", "sampler.steps=2"])
     job = sag.build.job(cfg)
     assert list(job.shards) == ["00000000-00000001.npz", "00000002-00000003.npz", "00000004-00000004.npz"]
-    assert job.key == sag.build.composing.shared_key(cfg)
+    assert job.key == shared_key(sag.build.identity(cfg))
     assert torch.isfinite(job.make([4])).all()

@@ -3,18 +3,15 @@
 import pytest
 import torch
 from helpers import golden, shapes
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 import sag
+from sag.build.groups import choices, load_config
 from sag.checkpoints import load_checkpoint
 from sag.storage import without_digest
-from scripts import sample  # noqa: F401  registers the schema of sample.yaml
-from scripts.common import CONFIGS
 
-MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml") if file.stem != "flags")
-CLASSIFIERS = sorted(file.stem for file in (CONFIGS / "classifier").glob("*.yaml"))
+MODELS = [name for name in choices("model") if name != "flags"]
+CLASSIFIERS = choices("classifier")
 PUBLISHED, IDDPM, OTHERS = golden("published")[0], golden("iddpm")[0], golden("classifier")[0]
 LSUN = {f"adm_lsun_{name}": PUBLISHED["lsun"] for name in ("bedroom", "cat", "horse", "horse_nodropout")}
 GOLDEN_OF = {
@@ -61,8 +58,7 @@ PUBLISHED_SAG = {  # scale, layer, sigma of each published row with one setting
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("sample", list(overrides))
+    return sag.compose("sample", overrides)
 
 
 def test_there_is_a_config_for_every_published_checkpoint():
@@ -76,7 +72,7 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
     with torch.device("meta"):
         network = instantiate(cfg.model.network, _convert_="all")
     assert cfg.model.name == name
-    assert cfg.model.sag.layer in network.attention_layers
+    assert cfg.guidance.sag.layer in network.attention_layers
     diffusion = instantiate(cfg.model.diffusion)
     assert len(diffusion.respace(cfg.sampler.steps).schedule) == (50 if name in BUNDLED else 250)
     if name in BUNDLED:
@@ -93,7 +89,7 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
 
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in BUNDLED])
 def test_a_classifier_config_builds_the_published_network(name):
-    cfg = OmegaConf.load(CONFIGS / "classifier" / f"{name}.yaml")
+    cfg = load_config("classifier", name)
     size = cfg.network.image_size
     with torch.device("meta"):
         assert shapes(instantiate(cfg.network, _convert_="all")) == OTHERS["classifiers"][f"{size}x{size}_classifier"]["keys"]

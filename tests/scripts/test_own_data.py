@@ -1,7 +1,6 @@
 """A user's own images, as docs/own_data.md has it: 16 bits, any channels, not square; trained on, sampled, scored."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from evaluations.study.results import Results
-from evaluations.study.rows import compose_row
 from sag.build import compose
-from sag.build.messages import CONFIGS
-from sag.build.own_model import reference_of, sag_defaults
+from sag.build.groups import CONFIGS
+from sag.build.own_model import reference_of
 from sag.checkpoints import load_checkpoint
 from sag.data import ArrayImages, eight_bits, from_values, open_images, to_values
 from sag.data.tensors import dequantise, quantise
@@ -57,7 +54,7 @@ def train_and_sample(run_script, tmp_path, channels, data):
         f"out={tmp_path / 'samples'}",
     )  # fmt: skip
     assert f"24x16x{channels}" in printed
-    assert "guidance  sag: scale 0.5, layer middle, blur_sigma 1, " in printed
+    assert re.search("guidance  sag: scale 0.5, blur_sigma 1, .*layer middle, ", printed)
     listed = run_script(visualize.main, "visualize", visualize.VisualizeConfig, *network(channels), "list=true")
     assert re.findall(r"^(\S+) +\d+x\d+", listed, re.MULTILINE) == ["input.3", "middle", "output.0", "output.1"]
     assert Image.open(tmp_path / "samples/grid.png").size == (3 * 16, 3 * 24)
@@ -158,7 +155,7 @@ def settled():
     ("overrides", "name", "reference", "classifier"),
     [
         ([], "fashion32", "fashion_mnist", "fashion32"),
-        (["model.diffusion.clip_denoised=false", "model.sag.scale=1", "seed=3"], "fashion32", "fashion_mnist", "fashion32"),
+        (["model.diffusion.clip_denoised=false", "guidance.sag.scale=1", "seed=3"], "fashion32", "fashion_mnist", "fashion32"),
         (["model.network.image_size=32"], "fashion32", "fashion_mnist", "fashion32"),  # what it is already
         (["model.network.image_size=64"], "own", None, None),
         (["model.network.in_channels=3", "model.checkpoint=a b/sharp#1.pt"], "own_sharp_1", None, None),
@@ -188,26 +185,20 @@ def test_a_copy_of_a_published_file_is_the_published_model(settled):
     assert copied == published
     tuned = settled("model=adm_imagenet64", "model.checkpoint=runs/model010000.pt")
     assert (tuned.model.name, tuned.model.reference, tuned.classifier) == ("own_model010000", None, None)
-    assert tuned.model.sag == published.model.sag  # the network is the same
+    assert tuned.guidance == published.guidance  # the network is the same
 
 
 def test_another_network_does_not_inherit_settings_of_sag_unless_they_are_given(settled):
-    assert dict(settled("model.network.image_size=64").model.sag) == {"scale": 0.2, "layer": "middle", "blur_sigma": 1}
-    given = settled("model.network.image_size=64", "model.sag.layer=output.2", "guidance.sag.scale=0.7")
-    assert (given.guidance.sag.scale, given.guidance.sag.layer, given.guidance.sag.blur_sigma) == (0.7, "output.2", 1)
-    assert [sag_defaults(size, None)["blur_sigma"] for size in (32, 64, 96, 128, 256, 512)] == [1, 1, 3, 3, 9, 9]
+    def of(*overrides):
+        guidance = settled(*overrides).guidance
+        return [guidance[name].get(key) for name in guidance for key in ("scale", "layer", "blur_sigma")]
 
-
-def test_the_keys_of_the_study_stay_as_they_are():
-    """Nothing that was recorded of an unchanged model is recorded otherwise now."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for run in Results(Path(__file__).parents[2] / "docs/study/results.sqlite").runs():
-            if run.table in ("fashion_main", "fashion_100") and run.seed == 0:
-                table = OmegaConf.load(CONFIGS / f"table/{run.table}.yaml")
-                own = [f"seed={run.seed}", f"num_samples={run.num_samples}"]
-                row = compose_row(run.table, run.row, [*table.common, *table.rows[run.row], *own], table.scoring)
-                assert row.key == run.key, run.row
+    assert of("model.network.image_size=64") == [0.2, "middle", 1]
+    assert of("model.network.image_size=64", "guidance=[sag,blur]") == [0.2, "middle", 1, 0.2, None, 1]
+    assert of("model.network.num_classes=null", "model.name=fashion32") == [0.5, "middle", 1]
+    assert of("model.network.image_size=64", "guidance.sag.layer=output.2", "guidance.sag.scale=0.7") == [0.7, "output.2", 1]
+    sizes = [of(f"model.network.image_size={size}")[-1] for size in (64, 96, 128, 256, 512)]
+    assert sizes == [1, 3, 3, 9, 9]
 
 
 def test_own_images_are_not_scored_against_clothes(run_script, tmp_path):
@@ -257,7 +248,7 @@ def test_the_reference_of_an_unchanged_model_is_found(settled):
 )
 def test_flags_become_the_network_and_the_diffusion_that_they_describe(settled, flags):
     model = settled("model=flags", f"model.flags={flags}", "model.checkpoint=x.pt").model
-    assert list(model) == ["name", "checkpoint", "reference", "network", "diffusion", "null_label", "steps", "sag"]
+    assert list(model) == ["name", "checkpoint", "reference", "network", "diffusion", "null_label", "steps"]
     assert (model.name, model.reference, model.steps) == ("own_x", None, 250)
     line = flags.strip("'\"")
     with torch.device("meta"):
@@ -284,8 +275,9 @@ def test_flags_of_sampling_and_keys_beside_the_flags(settled):
     assert of("--model_path a/b.pt", "model.checkpoint=c.pt").model.name == "own_c"
     classes = of("--class_cond True", "model.num_classes=11", "model.null_label=10", "model.image_channels=1").model
     assert (classes.network.num_classes, classes.network.in_channels, classes.network.out_channels) == (11, 1, 1)
-    assert of("--class_cond True").model.sag.scale == 0.2
-    assert of("", "model.sag.scale=2").model.sag.scale == 2
+    assert of("--class_cond True").guidance.sag.scale == 0.2
+    assert of("", "model.name=fashion32").guidance.sag.scale == 0.5
+    assert of("", "guidance.sag.scale=2").guidance.sag.scale == 2
     with pytest.raises(ValueError, match=r"model.num_classes=11 needs the flag --class_cond True"):
         of("", "model.num_classes=11")
 

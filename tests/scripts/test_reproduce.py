@@ -3,27 +3,27 @@
 import copy
 import re
 
+import hydra
 import pytest
 import torch
 from helpers import GOLDEN
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from evaluations.study.results import Results
-from evaluations.study.rows import Row
-from sag.build import identity
-from sag.build.messages import CONFIGS
+from evaluations.study.rows import Row, table_rows
+from sag.build import compose, identity
+from sag.build.groups import choices, load_config, open_configs
 from sag.build.objects import guidance as build_guidance
+from sag.build.tables import row_settings, store_experiments
 from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
 from sag.guidance import GuidedDenoiser
 from sag.noise import SampleNoise
 from scripts import reproduce
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+store_experiments()
+EXPERIMENTS, TABLES = choices("experiment"), choices("table")
 SCORING = (
     f"['extractor=module','extractor.network._target_=helpers.TinyNetwork','reference={GOLDEN / 'fashion_mnist_200.npz'}']"
 )
@@ -65,6 +65,11 @@ PUBLISHED = {
     "ablation_sigma_27": (5.80, None, None, None, None),
 }
 SECONDHAND = ("iddpm", "ablation")
+BASELINES = (  # of ADM's paper
+    *("imagenet64", "imagenet512", "lsun_bedroom_1000", "lsun_horse_1000", "lsun_cat_1000"),
+    *("imagenet256_classifier", "imagenet256_uncond_classifier"),
+)
+EXTRACTOR = "inception-2015-12-05-6726825d/tensorflow1-bilinear/nhwc"
 # scale, layer, blur sigma, classifier scale, steps, batch size, as published
 SETTINGS = {
     "imagenet128_sag_classifier": (0.1, "output.8", 3, 0.5, 250, 64),
@@ -77,19 +82,11 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def composed():
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        yield lambda *overrides: compose("sample", list(overrides))
-
-
 @pytest.fixture(scope="module")
 def experiments():
     """The config of every experiment, by its name."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return {name: compose("sample", [f"experiment={name}"]) for name in EXPERIMENTS}
+    with open_configs():
+        return {name: hydra.compose("sample", [f"experiment={name}"]) for name in EXPERIMENTS}
 
 
 @pytest.fixture
@@ -109,7 +106,9 @@ def test_published_numbers_are_those_of_the_papers(experiments):
         expected = {metric: value for metric, value in zip(metrics, values, strict=True) if value is not None}
         assert dict(found[name]["values"]) == expected, name
         assert found[name].num_samples == 50000
-        assert str(found[name].mark) == ("2" if name.startswith(SECONDHAND) else "S"), name
+        assert found[name].get("secondhand", False) == name.startswith(SECONDHAND), name
+        source = "arXiv:2105.05233" if name in BASELINES else "arXiv:2210.00939"
+        assert (found[name].source, found[name].extractor) == (source, EXTRACTOR), name
 
 
 def test_published_settings_are_those_of_the_papers(experiments):
@@ -122,24 +121,36 @@ def test_published_settings_are_those_of_the_papers(experiments):
         assert (cfg.sampler.steps, cfg.batch_size, cfg.num_samples, cfg.labels) == (steps, batch, 50000, "random")
     for name, cfg in experiments.items():
         if cfg.model.name.startswith(("adm_imagenet256", "adm_lsun")) and "sag" in cfg.guidance:
-            assert cfg.guidance.sag.heads == ("released" if name.endswith("_released") else True)
+            assert cfg.guidance.sag.heads == ("released" if name.endswith("_released") else "own")
             twin = copy.deepcopy(experiments[name.removesuffix("_released")])
             twin.guidance.sag.heads = cfg.guidance.sag.heads
             assert identity(twin) == identity(cfg)
 
 
-def test_every_experiment_stands_in_a_table_and_every_row_composes(composed):
-    used = set()
-    for name in TABLES:
-        table = OmegaConf.load(CONFIGS / f"table/{name}.yaml")
-        assert table.name == name
-        for row, overrides in table.rows.items():
-            named = {override.removeprefix("experiment=") for override in overrides if override.startswith("experiment=")}
-            assert not named or overrides == [f"experiment={row}"]
-            used |= named
-            if not named or table.common:
-                composed(*overrides, *table.common)
-    assert used == set(EXPERIMENTS)
+def test_every_row_composes_and_those_of_papers_are_experiments(experiments):
+    found = []
+    with open_configs():
+        for name in TABLES:
+            table = load_config("table", name)
+            assert table.name == name
+            if "published" in table:
+                found += table.rows
+                (row,) = table_rows(table, list(table.rows)[-1:])
+                assert row.cfg == OmegaConf.create(OmegaConf.to_container(experiments[row.name], resolve=True))
+                continue
+            for row in table.rows:
+                hydra.compose("sample", [*table.common, *row_settings(table, row)])
+    shared = {"imagenet128", "imagenet128_classifier"}  # by two papers
+    assert sorted(found) == sorted([*EXPERIMENTS, *shared])
+
+
+def test_what_is_given_wins_over_an_experiment():
+    given = ["experiment=imagenet128_sag", "guidance.sag.scale=0.3", "num_samples=8", "model=adm_imagenet64"]
+    cfg = compose("sample", given)
+    assert (cfg.guidance.sag.scale, cfg.num_samples, cfg.model.name, cfg.batch_size) == (0.3, 8, "adm_imagenet64", 64)
+    assert cfg.published["values"]["fid"] == 5.11
+    (row,) = table_rows("main", ["imagenet256_sag_0.2"], common=["batch_size=2", "guidance.sag.scale=0.4"])
+    assert (row.cfg.batch_size, row.cfg.guidance.sag.scale, row.cfg.published) == (2, 0.4, None)
 
 
 def reduced(node):

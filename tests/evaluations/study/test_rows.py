@@ -2,10 +2,11 @@
 
 import pytest
 from helpers import GOLDEN, ROOT
+from omegaconf import OmegaConf
 
 from evaluations.study.results import Results
 from evaluations.study.rows import compose_row, table_rows
-from sag.build.messages import CONFIGS
+from sag.build.groups import choices, load_config
 from sag.distributed import Process
 
 SMALL = ["num_samples=4", "batch_size=4", "sampler=ddim", "sampler.steps=ddim2"]
@@ -14,7 +15,7 @@ SCORING = [
     "extractor.network._target_=helpers.TinyNetwork",
     f"reference={GOLDEN / 'fashion_mnist_200.npz'}",
 ]
-STUDY = sorted(path.stem for path in (CONFIGS / "table").glob("fashion_*.yaml"))
+STUDY = [name for name in choices("table") if name.startswith("fashion_")]
 
 
 @pytest.mark.parametrize("table", STUDY)
@@ -71,7 +72,19 @@ def test_rows_come_with_all_rows_of_the_first_seed_first():
         ("b", 4, 4),
     ]
     assert all((row.table, row.cfg.num_samples, row.scoring) == ("t", 8, ["is_splits=1"]) for row in rows)
-    assert [row.cfg.batch_size for row in table_rows(table, ["b"], common=[], num_samples=1)] == [4, 4]
+    assert [row.cfg.batch_size for row in table_rows(table, ["b"], num_samples=1)] == [4, 4]
+    assert [row.cfg.batch_size for row in table_rows(table, seeds=[0], common=["batch_size=1"])] == [1, 1]
+
+
+def test_published_numbers_come_with_a_row_or_with_the_experiment_that_it_is():
+    (baseline,) = table_rows("baselines", ["imagenet128"])  # is that of table=classifier
+    assert (baseline.cfg.published["source"], baseline.cfg.published["values"]["fid"]) == ("arXiv:2210.00939", 5.91)
+    table = OmegaConf.to_container(load_config("table", "iddpm"), resolve=True)
+    table["rows"]["own"] = ["guidance=[sag]"]
+    (published, own) = table_rows(table, ["iddpm64_sag", "own"], num_samples=10)
+    assert published.cfg.published == {**table["published"], "values": {"fid": 18.0}}
+    assert (published.cfg.published.num_samples, published.cfg.num_samples) == (50000, 10)
+    assert own.cfg.published is None
 
 
 @pytest.mark.parametrize(

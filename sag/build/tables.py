@@ -1,0 +1,71 @@
+"""Rows of the tables in configs/table/, and the experiments, which are the rows of the papers' tables.
+
+A row is a list of overrides of configs/sample.yaml, or a mapping that has them as `settings` beside the published numbers.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from sag.build.groups import CONFIGS, EXPERIMENT, is_group
+
+
+def row_settings(table: Mapping[str, Any], row: str) -> list[str]:
+    """Return the overrides of a row, without those that the table has for all rows.
+
+    Args:
+        table: A config of the group table.
+        row: The name of the row.
+    """
+    facts = table["rows"][row]
+    return list(facts["settings"] if isinstance(facts, Mapping) else facts)
+
+
+def published_numbers(table: Mapping[str, Any], row: str) -> dict[str, Any] | None:
+    """Return what a paper says of a row: source, num_samples, extractor and values; None if it says nothing.
+
+    Args:
+        table: A config of the group table.
+        row: The name of the row.
+    """
+    facts = table["rows"][row]
+    values = {key: value for key, value in facts.items() if key != "settings"} if isinstance(facts, Mapping) else {}
+    return {**table["published"], "values": values} if values else None
+
+
+@cache
+def store_experiments() -> None:
+    """Make the rows of the papers' tables known to Hydra as the configs of the group experiment.
+
+    This takes some 50 ms, so it is left until an experiment is asked for.
+    """
+    parser = OverridesParser.create()
+    for path in sorted((CONFIGS / "table").glob("*.yaml")):
+        table = yaml.safe_load(path.read_bytes())
+        for row in table["rows"] if "published" in table else ():
+            settings = row_settings(table, row)
+            if not any(override.startswith(f"{EXPERIMENT}=") for override in settings):  # a row of another table
+                node = _experiment([*table.get("common", []), *settings], parser)
+                node["num_samples"] = table["published"]["num_samples"]
+                node["published"] = published_numbers(table, row)
+                ConfigStore.instance().store(row, node, EXPERIMENT, "_global_")
+
+
+def _experiment(overrides: list[str], parser: OverridesParser) -> dict[str, Any]:
+    """Return a config that does what overrides do, and that overrides of the command line can change."""
+    config: dict[str, Any] = {"defaults": []}
+    for override in parser.parse_overrides(overrides):
+        key = override.key_or_group
+        if is_group(key):
+            config["defaults"].append({f"override /{key}": override.value()})
+            continue
+        *parents, last = key.split(".")
+        node = config
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = override.value()
+    return config
