@@ -17,8 +17,19 @@ import torch
 from sag.storage import files, folders
 from scripts.common import run
 
+LATER = {  # what programs import when they run
+    "sample": ["sag.build.objects", "sag.sampling.runner"],
+    "train": ["sag.training"],
+    "evaluate": ["evaluations.build", "evaluations.inception"],
+    "make_reference": ["evaluations.reference"],
+    "visualize": ["sag.build.objects", "evaluations.study.pictures"],
+    "report": ["evaluations.study.report"],
+    "reproduce": ["evaluations.study.reproduce", "sag.sampling.runner"],
+    "bundle": ["sag.conversion"],
+}
 for name in sys.argv[1:]:  # the programs that will be started
-    importlib.import_module(f"scripts.{name}")
+    for module in [f"scripts.{name}", *LATER[name]]:
+        importlib.import_module(module)
 
 
 class Dying:
