@@ -1,33 +1,29 @@
 """From the config of scripts/evaluate.py to scores. Apart from evaluations.study, only this module imports Hydra."""
 
 from pathlib import Path
-from typing import Any
-
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
 import evaluations.evaluate_config  # noqa: F401  makes configs/evaluate.yaml known
 from evaluations.metrics import SETTINGS
 from evaluations.published import Published
 from evaluations.score_files import Scored, find_samples, missing_reference, recorded_model, score_files
+from sag.build.configs import Config, as_dataclass, instantiate
 from sag.build.own_model import reference_of
 from sag.distributed import Process
 
 
-def published(node: DictConfig | None) -> Published | None:
+def published(node: Config | None) -> Published | None:
     """Return the published numbers of a config, after checking their keys and types."""
-    found: Any = None if node is None else OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), node))
-    return found if isinstance(found, Published) else None
+    return None if node is None else as_dataclass(Published, node)
 
 
 def _check_lent_reference(given: str | None, samples: Path) -> None:
     """Raise a ValueError if the only reference belongs to a model config whose network or weights were replaced."""
     model = recorded_model(samples)
-    if given is None and model is not None and model.get("reference") and reference_of(OmegaConf.create(model)) is None:
+    if given is None and model is not None and model.get("reference") and reference_of(model) is None:
         raise ValueError(missing_reference(samples))
 
 
-def score(cfg: DictConfig, process: Process | None = None, progress: bool = False) -> Scored | None:
+def score(cfg: Config, process: Process | None = None, progress: bool = False) -> Scored | None:
     """Score samples according to a config.
 
     Example:

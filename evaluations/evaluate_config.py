@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, get_origin, get_type_hints
 
-from omegaconf import MISSING
-
 from evaluations.metrics import DEFAULT, METRICS, SETTINGS
 from sag.build import register
+from sag.build.configs import MISSING
 
 
 @dataclass

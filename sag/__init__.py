@@ -1,13 +1,6 @@
 """Self-Attention Guidance and its family for pretrained diffusion models."""
 
-from typing import TYPE_CHECKING
-
 import lazy_loader
-
-if TYPE_CHECKING:
-    from sag import build as build
-    from sag import sampling as sampling
-    from sag.build import compose as compose
 
 __version__ = "0.1.0"
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 import sag
 from evaluations.metrics import COLUMNS
 from evaluations.study.rows import Row
+from sag.build.configs import Config, instantiate
 from sag.devices import device_name, pick_device, seconds, set_up
 from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
@@ -102,7 +101,7 @@ def plan(rows: Sequence[Row], device: str = "auto") -> Plan:
     return Plan([_cost(row, rate) for row in rows], f"{where} ({device_name(where)})", rate)
 
 
-def _published(facts: DictConfig | None) -> str:
+def _published(facts: Config | None) -> str:
     if facts is None:
         return "-"
     values = ", ".join(f"{COLUMNS[name]} {value:g}" for name, value in facts["values"].items())
@@ -141,7 +140,7 @@ def _inputs(network: UNet, size: tuple[int, int], batch: int, device: torch.devi
     return [x_t, torch.zeros(batch, device=device), *labels]
 
 
-def _rate(cfg: DictConfig, device: torch.device) -> float:
+def _rate(cfg: Config, device: torch.device) -> float:
     """FLOP/s of a row's network in a forward pass with its batch size (on a CPU a smaller one, where that is slow)."""
     network = instantiate(cfg.model.network, _convert_="all").eval().requires_grad_(False)
     with torch.device("meta"):

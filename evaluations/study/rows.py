@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import evaluations.build
 import sag
 from evaluations.metrics import COLUMNS
 from evaluations.study.results import Run, check_list, key_of
+from sag.build.configs import Config, merged, plain
 from sag.build.groups import choices, load_config
 from sag.build.messages import unknown_choice
 from sag.build.tables import published_numbers, row_settings
@@ -42,7 +42,7 @@ class Row:
 
     table: str
     name: str
-    cfg: DictConfig
+    cfg: Config
     scoring: Sequence[str] = ()
 
     @property
@@ -77,17 +77,17 @@ class Row:
             FloatingPointError: If the values of a sample do not stay finite.
         """
         process, folder = process or Process.current(), Path(out)
-        job = sag.build.job(_merged(self.cfg, device=device))
+        job = sag.build.job(merged(self.cfg, device=device))
         shown = progress and process.main
         with tqdm(desc=self.name, total=len(job.indices), unit="image", bar_format=BAR, disable=not shown) as bar:
             sampled = sag.sampling.run(job, folder, process, stop, lambda done: bar.update(done - bar.n))
         scores = folder / f"scores-{self.key[:8]}.json"
         cfg = sag.compose("evaluate", _last([f"metrics=[{','.join(COLUMNS)}]", "batch_size=250", *self.scoring]))
-        scored = evaluations.build.score(_merged(cfg, samples=sampled.path, out=str(scores), device=device), process, progress)
+        scored = evaluations.build.score(merged(cfg, samples=sampled.path, out=str(scores), device=device), process, progress)
         if scored is None:
             return None
         made, indices = sampled.record, list(job.indices)
-        published: Any = OmegaConf.to_container(self.cfg.published) if self.cfg.published is not None else {}
+        published: Any = plain(self.cfg.published) or {}
         return Run(
             key=self.key,
             table=self.table,
@@ -117,7 +117,7 @@ class Row:
             ValueError: If the row has no SAG.
         """
         first = list(range(min(LOOK, self.cfg.num_samples)))
-        (found,) = sag.sampling.moments(sag.build.job(_merged(self.cfg, indices=first, device=device))).values()
+        (found,) = sag.sampling.moments(sag.build.job(merged(self.cfg, indices=first, device=device))).values()
         return found
 
 
@@ -151,7 +151,7 @@ def compose_row(
     check_list("overrides", overrides)
     check_list("scoring", scoring)
     cfg = sag.compose("sample", _last(overrides))
-    return Row(table, name, cfg if published is None else _merged(cfg, published=published), scoring)
+    return Row(table, name, cfg if published is None else merged(cfg, published=published), scoring)
 
 
 def table_rows(
@@ -206,15 +206,11 @@ def table_rows(
     ]
 
 
-def _read_table(name: str) -> DictConfig:
+def _read_table(name: str) -> Config:
     table = load_config("table", name)
     if table is None:
         raise ValueError(unknown_choice("table", name, choices("table")))
     return table
-
-
-def _merged(cfg: DictConfig, **values: Any) -> DictConfig:
-    return cast(DictConfig, OmegaConf.merge(cfg, values))
 
 
 def _last(overrides: Sequence[str]) -> list[str]:

@@ -4,14 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from evaluations.study.results import Results, Run
 from evaluations.study.rows import Row
 from evaluations.study.tables import Table, arrange
 from sag.build import SampleConfig, out_folder
+from sag.build.configs import Config, plain, selected
 from sag.distributed import Process, Stop
 
 PLACES = {"device", "out", "name", "scoring", "objective", "results"}
@@ -33,7 +31,7 @@ class Swept:
     failed: list[Run]
 
 
-def point(name: str, cfg: DictConfig, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
+def point(name: str, cfg: Config, overrides: Sequence[str], scoring: Sequence[str] = ()) -> Row:
     """Make a row of a point.
 
     Example:
@@ -49,7 +47,7 @@ def point(name: str, cfg: DictConfig, overrides: Sequence[str], scoring: Sequenc
         overrides: What the sweep overrides.
         scoring: Overrides of configs/evaluate.yaml.
     """
-    own = OmegaConf.masked_copy(cfg, [field.name for field in fields(SampleConfig)])
+    own = selected(cfg, [field.name for field in fields(SampleConfig)])
     named = " ".join(override for override in overrides if override.split("=", 1)[0] not in UNNAMED)
     return Row(name, named or "default", own, scoring)
 
@@ -119,7 +117,7 @@ def record_failure(row: Row, results: str | Path, error: str) -> None:
         results: The SQLite file of the results.
         error: Why it failed.
     """
-    settings: Any = OmegaConf.to_container(row.cfg, resolve=True)
+    settings = plain(row.cfg)
     Results(results).add(Run(row.key, row.table, row.name, row.cfg.seed, row.cfg.num_samples, settings, error=error))
 
 

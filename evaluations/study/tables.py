@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from evaluations.metrics import COLUMNS
 from evaluations.study.results import Run
+from sag.build.configs import read
 from sag.build.groups import CONFIGS
 
 BASE = "no guidance"  # the row that plots compare the others with
@@ -167,7 +167,7 @@ def arrange(runs: Iterable[Run]) -> list[Table]:
 def _row_names(table: str) -> list[str]:
     """Return the rows of a table in the order of its config; none if there is no config of that name."""
     path = CONFIGS / f"table/{table}.yaml"
-    return list(OmegaConf.load(path).rows) if path.exists() else []
+    return list(read(path).rows) if path.exists() else []
 
 
 def differences(table: Table) -> Table:

@@ -89,8 +89,9 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
     return notes
 
 
-def reference_of(model: DictConfig) -> str | None:
+def reference_of(recorded: Mapping[str, Any]) -> str | None:
     """The reference of a recorded model, unless it is that of a config which only lent the model its name."""
+    model = OmegaConf.create(dict(recorded))
     base = load_config("model", str(model.get("name")))
     lent = base is not None and model.get("reference") == base.get("reference") and _differing(model, base)
     return None if lent else model.get("reference")
