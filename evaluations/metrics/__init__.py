@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, get_origin
 
 from evaluations.metric import Metric
 
@@ -13,7 +13,10 @@ def _discover() -> tuple[type[Metric[Any]], ...]:
     found: list[type[Metric[Any]]] = []
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
         defined = vars(importlib.import_module(f"{__name__}.{module}")).values()
-        own = [kind for kind in defined if isinstance(kind, type) and issubclass(kind, Metric)]
+        classes = [
+            kind for kind in defined if isinstance(kind, type) and get_origin(kind) is None
+        ]  # Python 3.10 has more types
+        own = [kind for kind in classes if issubclass(kind, Metric)]
         found += [kind for kind in own if kind.__module__ == f"{__name__}.{module}" and not kind.__abstractmethods__]
     found.sort(key=lambda kind: kind.place)
     _check_names(found)

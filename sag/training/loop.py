@@ -314,7 +314,7 @@ class Trainer:
     def _train_step(self, x_0: Tensor, y: Tensor | None) -> dict[str, float]:
         s, size = self.settings, len(x_0)
         torch.manual_seed(
-            int(np.random.SeedSequence([s.seed, self.step, self.process.rank]).generate_state(1, np.uint64)[0] >> 1)
+            int(np.random.SeedSequence([s.seed, self.step, self.process.rank]).generate_state(1, np.uint64)[0]) >> 1
         )
         rate = s.rate(self.step)
         for group in self.optimizer.param_groups:
