@@ -4,8 +4,9 @@ import pytest
 import yaml
 from local_server import Server, npz
 
-from evaluations import inception, model_downloads
+from evaluations import inception
 from evaluations.model_downloads import download
+from sag.build import groups
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def configs(tmp_path, monkeypatch):
             (tmp_path / group / f"{name}.yaml").write_text(yaml.safe_dump(addresses))
         (tmp_path / "model/bundled.yaml").write_text("checkpoint: bundled\nreference: null\n")
         (tmp_path / "model/flags.yaml").write_text("checkpoint: null\n")
-        monkeypatch.setattr(model_downloads, "CONFIGS", tmp_path)
+        monkeypatch.setattr(groups, "CONFIGS", tmp_path)
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
         monkeypatch.setattr(inception, "URL", f"{server.url}/inception.pth")
         yield server
