@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sag.build.arguments import hint_of
 from sag.build.checks import SETTINGS, fits, refused
 from sag.build.groups import CONFIGS, EXPERIMENT, choices, is_group, load_config
-from sag.build.tables import store_experiments
+from sag.build.tables import experiments, store_experiments
 
 
 def sentence(error: BaseException) -> str:
@@ -45,7 +45,7 @@ def explain(error: Exception, config: str, schema: type, overrides: Sequence[str
         group, _, name = error.missing_cfg_file.rpartition("/")
         if not group:
             return f"there is no config {name!r} in {CONFIGS}"
-        return unknown_choice(group, name, error.options or choices(group))
+        return unknown_choice(group, name, _options(group))
     quoted = re.findall(r"'([^']*)'", message)
     if message.startswith("Could not override '"):
         return _unknown_key(quoted[0], config, overrides)
@@ -136,8 +136,10 @@ def _of_omegaconf(error: OmegaConfBaseException, message: str) -> str:
 def _unknown_key(key: str, config: str, overrides: Sequence[str]) -> str:
     """What is wrong with a key that the composed config does not have."""
     group, _, rest = key.partition(".")
+    value = next((override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")), "...")
+    if key == EXPERIMENT and value not in _options(key):
+        return unknown_choice(key, value, _options(key))
     if key.startswith("model.sag"):
-        value = next((override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")), "...")
         return f"{key} is no longer a key; write guidance.{key.removeprefix('model.')}={value}"
     if group == "hydra":
         return f"unknown key {key!r} of Hydra; --cfg hydra lists all of them"
@@ -204,10 +206,14 @@ def check_choices(overrides: Sequence[str]) -> None:
     """Raise a ValueError for an override that gives a config group no name, which Hydra does not explain."""
     for override in overrides:
         group, equals, value = override.partition("=")
-        if group in (EXPERIMENT, "--help", "-h"):  # Hydra has to know them, or lists them
-            store_experiments()
+        if group == EXPERIMENT:
+            store_experiments(experiments() if "(" in value else re.split(r"[\s,\[\]'\"]+", value))  # glob(...) is any of them
         if is_group(group) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
             raise ValueError(_names_wanted(override))
+
+
+def _options(group: str) -> list[str]:
+    return sorted({*choices(group), *(experiments() if group == EXPERIMENT else ())})
 
 
 def _names_wanted(override: str) -> str:
@@ -216,4 +222,4 @@ def _names_wanted(override: str) -> str:
     if group == "guidance":
         return f"{override} is no choice; write guidance=[] for none, or a list of {', '.join(choices(group))}"
     none = f", or ~{group} for none" if group == "classifier" else ""
-    return f"{override} is no choice; {group} takes one name of {', '.join(choices(group))}{none}"
+    return f"{override} is no choice; {group} takes one name of {', '.join(_options(group))}{none}"

@@ -3,7 +3,7 @@
 A row is a list of overrides of configs/sample.yaml, or a mapping that has them as `settings` beside the published numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -38,21 +38,30 @@ def published_numbers(table: Mapping[str, Any], row: str) -> dict[str, Any] | No
 
 
 @cache
-def store_experiments() -> None:
-    """Make the rows of the papers' tables known to Hydra as the configs of the group experiment.
-
-    This takes some 50 ms, so it is left until an experiment is asked for.
-    """
-    parser = OverridesParser.create()
+def experiments() -> dict[str, Mapping[str, Any]]:
+    """Return the table of each experiment by the name of its row."""
+    found = {}
     for path in sorted((CONFIGS / "table").glob("*.yaml")):
         table = yaml.safe_load(path.read_bytes())
         for row in table["rows"] if "published" in table else ():
-            settings = row_settings(table, row)
-            if not any(override.startswith(f"{EXPERIMENT}=") for override in settings):  # a row of another table
-                node = _experiment([*table.get("common", []), *settings], parser)
-                node["num_samples"] = table["published"]["num_samples"]
-                node["published"] = published_numbers(table, row)
-                ConfigStore.instance().store(row, node, EXPERIMENT, "_global_")
+            if f"{EXPERIMENT}={row}" not in row_settings(table, row):  # else it is that of another table
+                found[row] = table
+    return found
+
+
+def store_experiments(names: Iterable[str]) -> None:
+    """Make experiments known to Hydra as configs of their group.
+
+    Args:
+        names: Which ones, as Hydra copies all that it knows each time it looks for a config. Other names are left out.
+    """
+    parser = OverridesParser.create()
+    for name in set(names) & experiments().keys():
+        table = experiments()[name]
+        node = _experiment([*table.get("common", []), *row_settings(table, name)], parser)
+        node["num_samples"] = table["published"]["num_samples"]
+        node["published"] = published_numbers(table, name)
+        ConfigStore.instance().store(name, node, EXPERIMENT, "_global_")
 
 
 def _experiment(overrides: list[str], parser: OverridesParser) -> dict[str, Any]:

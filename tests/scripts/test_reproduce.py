@@ -7,6 +7,7 @@ import hydra
 import pytest
 import torch
 from helpers import GOLDEN
+from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -15,6 +16,7 @@ from evaluations.study.rows import Row, table_rows
 from sag.build import compose, identity
 from sag.build.groups import choices, load_config, open_configs
 from sag.build.objects import guidance as build_guidance
+from sag.build.tables import experiments as experiment_tables
 from sag.build.tables import row_settings, store_experiments
 from sag.diffusion import Denoiser
 from sag.diffusion import sample as sample_steps
@@ -22,8 +24,7 @@ from sag.guidance import GuidedDenoiser
 from sag.noise import SampleNoise
 from scripts import reproduce
 
-store_experiments()
-EXPERIMENTS, TABLES = choices("experiment"), choices("table")
+EXPERIMENTS, TABLES = sorted(experiment_tables()), choices("table")
 SCORING = (
     f"['extractor=module','extractor.network._target_=helpers.TinyNetwork','reference={GOLDEN / 'fashion_mnist_200.npz'}']"
 )
@@ -85,8 +86,11 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def experiments():
     """The config of every experiment, by its name."""
+    store_experiments(EXPERIMENTS)
     with open_configs():
-        return {name: hydra.compose("sample", [f"experiment={name}"]) for name in EXPERIMENTS}
+        found = {name: hydra.compose("sample", [f"experiment={name}"]) for name in EXPERIMENTS}
+    del ConfigStore.instance().repo["experiment"]  # Hydra copies it for each config that it looks for
+    return found
 
 
 @pytest.fixture
