@@ -25,7 +25,7 @@ class _Keys:
 
 def _settings() -> list[Any]:
     """Return the settings of all metrics as dataclass fields. OmegaConf does not support Literal, so these become str."""
-    hints = {name: hint for kind in METRICS for name, hint in get_type_hints(kind).items()}
+    hints = {name: hint for kind in METRICS for name, hint in get_type_hints(kind.__init__).items()}  # fields only
     types = {name: str if get_origin(hints[name]) is Literal else hints[name] for name in SETTINGS}
     return [(name, types[name], field(default=setting.default)) for name, setting in SETTINGS.items()]
 
