@@ -4,7 +4,7 @@ import pytest
 import yaml
 from local_server import Server, npz
 
-from evaluations import inception
+from evaluations import inception, model_downloads
 from evaluations.model_downloads import download
 from sag.build import groups
 
