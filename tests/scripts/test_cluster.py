@@ -123,6 +123,7 @@ def test_when_all_ranks_are_killed_the_same_command_continues(zygote, expected, 
     assert finished(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_warning_signal_finishes_the_batch_and_asks_for_a_requeue(zygote, expected, tmp_path, number):
     out = tmp_path / "out"
@@ -137,6 +138,7 @@ def test_a_warning_signal_finishes_the_batch_and_asks_for_a_requeue(zygote, expe
     assert finished(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "writes"),
     [
@@ -168,6 +170,7 @@ def interrupted(zygote, out):
     return shards(out)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_shard_is_found_and_made_again(zygote, expected, tmp_path, damage):
     out = tmp_path / "out"
@@ -180,6 +183,7 @@ def test_a_damaged_shard_is_found_and_made_again(zygote, expected, tmp_path, dam
     assert finished(out, expected)
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
     out = tmp_path / "out"
     interrupted(zygote, out)
@@ -219,6 +223,7 @@ def test_the_status_of_a_run(zygote, run_script, tmp_path):
     assert [status.duration(7384), status.duration(95)] == ["2 h 03 min", "1 min 35 s"]
 
 
+@pytest.mark.slow
 def test_the_status_of_a_run_that_is_packed_meanwhile(zygote, run_script, tmp_path, monkeypatch):
     out, read = tmp_path / "out", shards_of_runs.read_shard
     interrupted(zygote, out)
@@ -231,6 +236,7 @@ def test_the_status_of_a_run_that_is_packed_meanwhile(zygote, run_script, tmp_pa
     assert run_script(status.main, "status", status.StatusConfig, f"out={out}") == f"finished  {out}/{TARGET}\n"
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
         pid = zygote.start(f"out={tmp_path / name}", f"seed={seed}")
@@ -243,6 +249,7 @@ def test_a_shard_of_another_run_is_refused_and_kept(zygote, tmp_path):
     assert (tmp_path / f"one/shards/{FIRST}").read_bytes() == foreign
 
 
+@pytest.mark.slow
 @ROOT_MOUNTS
 def test_a_full_disk_is_said_and_space_continues_the_run(zygote, expected, tmp_path):
     disk = tmp_path / "disk"

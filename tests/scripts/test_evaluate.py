@@ -239,6 +239,7 @@ def test_the_self_check_passes_and_can_fail(script, monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_of_adms_evaluator(tmp_path, batches):
     torch.save(Inception("random").state_dict(), tmp_path / "weights.pth")
     np.savez(tmp_path / "few.npz", arr_0=random_images(0, 6))

@@ -382,10 +382,11 @@ def run_at_once(row, folder, device, **options):
             ["sampler.steps=2", "samples=[0]", "moments=1", "device=cpu"],
             ["output.2.png", "output.2.gif", "record.json"],
         ),
-        (
+        pytest.param(
             demo,
             ["num_samples=10", "device=cpu"],
             ["samples.png", "table.md", "record.json"],
+            marks=pytest.mark.slow,
         ),
         (benchmark, ["part=evaluation", "samples=[10]", "device=cpu"], ["evaluation.json"]),
     ],
@@ -437,6 +438,7 @@ def test_a_report_replaces_its_own_files_only(run_script, tmp_path):
     assert (tmp_path / "report/mine.html").read_bytes() == b"the user's own mine.html"
 
 
+@pytest.mark.slow
 def test_reproducing_removes_its_own_samples_only(run_script, tmp_path):
     arguments = ["table=fashion", "rows=[SAG]", "num_samples=8", "seeds=[0]", "device=cpu", f"results={tmp_path / 'r.sqlite'}"]
     common = "common=['model=fashion32','sampler=ddim','sampler.steps=ddim2','batch_size=8']"

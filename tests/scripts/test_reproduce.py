@@ -185,6 +185,7 @@ def test_every_experiment_runs_two_steps_at_a_reduced_size(experiments, name):
     assert torch.isfinite(step.x).all()
 
 
+@pytest.mark.slow
 def test_a_table_is_run_once_continues_and_is_printed(script, tmp_path, monkeypatch):
     rows = ["rows=['no guidance',SAG,'SAG + CFG']", "seeds=[0,1]"]
     run, done = Row.run, []
@@ -231,6 +232,7 @@ def test_bad_input_is_one_sentence(script, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_plan_says_what_is_published_and_what_it_costs(script, tmp_path):
     printed = script("table=fashion", "dry_run=true", "num_samples=100", "device=cpu").splitlines()
     hours = {line.strip().split("  ")[0]: line for line in printed[1:-1]}

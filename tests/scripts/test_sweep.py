@@ -27,6 +27,7 @@ def store(tmp_path):
     return Results(tmp_path / "outputs/results.sqlite")
 
 
+@pytest.mark.slow
 def test_of_twelve_points_one_fails_and_eleven_are_scored(script, store):
     grid = ["guidance.sag.scale=0.1,0.2,0.3,0.4", "guidance.sag.layer=output.2,middle,output.4"]
     points = [*grid, "guidance.sag.threshold=1.0"]

@@ -81,6 +81,7 @@ def test_the_feature_network_is_trained_by_the_same_script(script, tmp_path):
     FashionClassifier().load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_several_processes_train_one_model(data, tmp_path):
     arguments = [str(ROOT / "scripts/train.py"), *TINY_MODEL, *data, "settings.steps=3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
