@@ -1,4 +1,4 @@
-"""What a user is told of an error: one sentence with the key, what was given and what it takes."""
+"""The sentences for errors: each names the key, the value that was given, and the values that are allowed."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ from sag.build.tables import experiments, store_experiments
 
 
 def sentence(error: BaseException) -> str:
-    """What a user is told of an error in a program."""
+    """Return the sentence for an error in a program."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         if isinstance(error.__cause__, TypeError):  # what no check of types sees
             return " ".join(f"{error.__cause__}; see the file in configs/ for the keys there are".split())
@@ -32,7 +32,7 @@ def sentence(error: BaseException) -> str:
 
 
 def explain(error: Exception, config: str, schema: type, overrides: Sequence[str]) -> str:
-    """What a user is told of an error of Hydra's while it composes.
+    """Return the sentence for an error that Hydra raised while composing.
 
     Args:
         error: what Hydra raised.
@@ -86,21 +86,21 @@ def explain(error: Exception, config: str, schema: type, overrides: Sequence[str
 
 
 def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
-    """That a config group has no such config; all that it has, and the nearest one."""
+    """Return the sentence that a config group has no such config, with all its configs and the nearest name."""
     near = difflib.get_close_matches(name, options, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {group} {name!r}; expected one of {', '.join(sorted(options))}{guess}"
 
 
 def unknown_keys(keys: Sequence[str], config: str, overrides: Sequence[str]) -> str:
-    """That a program does not know some keys of its config."""
+    """Return the sentence that a program does not know some keys."""
     return (
         f"unknown config key {', '.join(map(repr, keys))}{_suggest(keys[0], config, overrides) or ';'} --cfg job lists all keys"
     )
 
 
 def missing(key: str, config: str, chosen: Mapping[str, Any]) -> str:
-    """That a key has no value: what it is, and an example, both from the file that has the key.
+    """Return the sentence that a key has no value; the file that has the key says what it is and gives an example.
 
     Args:
         key: with its dots.
@@ -134,7 +134,7 @@ def _of_omegaconf(error: OmegaConfBaseException, message: str) -> str:
 
 
 def _unknown_key(key: str, config: str, overrides: Sequence[str]) -> str:
-    """What is wrong with a key that the composed config does not have."""
+    """Return what is wrong with a key that the composed config does not have."""
     group, _, rest = key.partition(".")
     value = next((override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")), "...")
     if key == EXPERIMENT and value not in _options(key):
@@ -163,7 +163,7 @@ def _unknown_key(key: str, config: str, overrides: Sequence[str]) -> str:
 
 
 def _suggest(key: str, config: str, overrides: Sequence[str]) -> str:
-    """A guess at the key that was meant, empty if none is near."""
+    """Return a guess at the intended key; empty if no key is similar."""
     base = _choose(config, overrides)
     if base is None:
         return ""
@@ -181,7 +181,7 @@ def _suggest(key: str, config: str, overrides: Sequence[str]) -> str:
 
 
 def _choose(config: str, overrides: Sequence[str]) -> DictConfig | None:
-    """The config that the choices among `overrides` give, without their values; None if it cannot be had."""
+    """Return the config with the chosen groups of `overrides` but without their values; None if it cannot be composed."""
     chosen = [override for override in overrides if is_group(override.partition("=")[0])]
     try:
         if GlobalHydra.instance().is_initialized():
@@ -203,7 +203,7 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raise a ValueError for an override that gives a config group no name, which Hydra does not explain."""
+    """Raise a ValueError for an override that gives a config group something else than a name."""
     for override in overrides:
         group, equals, value = override.partition("=")
         if group == EXPERIMENT:
@@ -217,7 +217,7 @@ def _options(group: str) -> list[str]:
 
 
 def _names_wanted(override: str) -> str:
-    """What the group of an override takes."""
+    """Return which values the group of an override takes."""
     group = override.partition("=")[0].lstrip("~+")
     if group == "guidance":
         return f"{override} is no choice; write guidance=[] for none, or a list of {', '.join(choices(group))}"

@@ -1,4 +1,4 @@
-"""Models that are not what their config describes have a name of their own, and no bundled reference or classifier.
+"""A model that differs from its config gets its own name, and neither the bundled reference nor the classifier.
 
 A composed config is settled once, before anything reads it: model=flags becomes an ordinary network and diffusion, and a model
 whose network or weights are not those of its config loses what belongs to that config only.
@@ -44,7 +44,7 @@ INSTEAD = {  # the keys that stand for flags which do not describe the model
 
 
 def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Make the model of a composed config what the rest of a program takes it for, in place.
+    """Bring the model of a composed config to the form that programs expect; the config is changed.
 
     Args:
         cfg: the config of any program; one without a model stays as it is.
@@ -90,7 +90,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
 
 
 def reference_of(recorded: Mapping[str, Any]) -> str | None:
-    """The reference of a recorded model, unless it is that of a config which only lent the model its name."""
+    """Return the reference of a recorded model; None if it belongs to a config of the same name with another network."""
     model = OmegaConf.create(dict(recorded))
     base = load_config("model", str(model.get("name")))
     lent = base is not None and model.get("reference") == base.get("reference") and _differing(model, base)
@@ -98,13 +98,13 @@ def reference_of(recorded: Mapping[str, Any]) -> str | None:
 
 
 def _base(node: DictConfig, group: str, choice: str) -> tuple[str, DictConfig | None]:
-    """The config that a node is named after, or else was chosen, and its name."""
+    """Return the config that a node is named after, or the chosen one, with its name."""
     base = load_config(group, str(node.get("name")))
     return (choice, load_config(group, choice)) if base is None else (node.name, base)
 
 
 def _differing(node: DictConfig, base: DictConfig | None) -> list[str]:
-    """Which of network and checkpoint are not those of a config."""
+    """Return which of network and checkpoint differ from those of a config."""
     if base is None or "network" not in base:
         return []
     same_network = OmegaConf.to_container(node.network) == OmegaConf.to_container(base.network)
@@ -113,14 +113,14 @@ def _differing(node: DictConfig, base: DictConfig | None) -> list[str]:
 
 
 def _same_weights(found: str | None, own: str | None) -> bool:
-    """Whether a checkpoint is that of the config: the same source, or a copy of a published file under the same file name."""
+    """Return whether a checkpoint belongs to the config: it has the same source, or the file name of the published file."""
     if found is None or own is None or "://" not in own:
         return found == own
     return PurePosixPath(without_digest(found)).name == PurePosixPath(without_digest(own)).name
 
 
 def _own_name(checkpoint: str | None, differing: Collection[str] = ("checkpoint",)) -> str:
-    """A name that is safe as part of a file name, after the checkpoint where it is not that of a config."""
+    """Return a name for a model, safe in file names; it follows the checkpoint if that is not the config's."""
     if checkpoint is None or "checkpoint" not in differing:
         return "own"
     stem = re.sub(r"\.(pt|pth|ckpt|bin|safetensors)$", "", PurePosixPath(without_digest(checkpoint)).name)
@@ -128,7 +128,7 @@ def _own_name(checkpoint: str | None, differing: Collection[str] = ("checkpoint"
 
 
 def _expand(cfg: DictConfig, given: Collection[str]) -> list[str]:
-    """Put the network and the diffusion that model.flags describe in their place; says which flags have no use."""
+    """Replace model.flags by the network and the diffusion that they describe, and return notes on unused flags."""
     model = cfg.model
     flags: Any = OmegaConf.to_object(model.flags) if OmegaConf.is_dict(model.flags) else model.flags
     if not flags:
