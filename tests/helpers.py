@@ -102,6 +102,7 @@ class Zygote:
         self.folder, self.common, self.count = folder, common, 0
         command = [sys.executable, str(ROOT / "tests/zygote.py"), *programs]
         environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        environment["PYTHONPATH"] = str(ROOT)  # or else the folder tests/evaluations hides the package of that name
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def ask(self, line):
