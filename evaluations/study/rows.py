@@ -117,7 +117,7 @@ class Row:
             ValueError: If the row has no SAG.
         """
         first = list(range(min(LOOK, self.cfg.num_samples)))
-        (found,) = sag.sampling.moments(sag.build.job(merged(self.cfg, indices=first, device=device))).values()
+        (found,) = sag.sampling.moments(sag.build.job(merged(self.cfg, indices=first, device=device, compile=False))).values()
         return found
 
 
