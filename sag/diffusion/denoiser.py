@@ -1,6 +1,6 @@
 """A network, its diffusion and its conditions as one function: (x_t, t, condition) -> predicted noise and variance."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sag.diffusion.condition import Condition, check_condition
 from sag.diffusion.gaussian import GaussianDiffusion
-from sag.models import Attend, Attention, AttentionLayer, UNet, UpsamplingUNet
+from sag.diffusion.schedule import Schedule
+from sag.models import Attend, Attention, AttentionLayer, UNet, UpsamplingUNet, image_size
 
 
 class Remembered(NamedTuple):
@@ -79,11 +80,16 @@ class DenoiserLike(Protocol):
     def num_classes(self) -> int | None:
         """Number of labels, including the null label; None if the denoiser takes no labels."""
 
-    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
-        """Return what the denoiser is told of samples with these labels (N,) and small images (N, C, h, w)."""
+    def condition(
+        self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None
+    ) -> Condition:
+        """Return what the denoiser is told of samples with these labels (N,), small images (N, C, h, w) and N texts."""
 
-    def respace(self, steps: int | str) -> "DenoiserLike":
-        """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
+    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
+        """Return (h, w) of what is denoised for images of (height, width); by default, for the network's own size."""
+
+    def respace(self, steps: int | str | Schedule) -> "DenoiserLike":
+        """Return the same denoiser on fewer steps (see `Schedule.respace`), or on another schedule."""
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Turn samples into images (N, C, H, W) in [-1, 1]. Only latent samples change."""
@@ -101,6 +107,20 @@ class DenoiserLike(Protocol):
         """Predict the noise in x_t at step t (see `Denoiser.__call__`)."""
 
 
+class AutoencoderLike(Protocol):
+    """What a denoiser of latents needs to turn images into latents and back."""
+
+    @property
+    def factor(self) -> int:
+        """How many pixels high and wide a latent is."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn images (N, C, H, W) in [-1, 1] into latents (N, c, h, w) of about unit variance."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (N, c, h, w) into images (N, C, H, W), about in [-1, 1]."""
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network with its diffusion, without guidance.
@@ -109,19 +129,29 @@ class Denoiser:
         network: The network.
         diffusion: The diffusion that the network was trained for; it may be respaced.
         null_label: The class that means "no class", if the network was trained with label dropout.
+        autoencoder: What turns latents into images, if the network denoises latents.
     """
 
     network: UNet
     diffusion: GaussianDiffusion
     null_label: int | None = None
+    autoencoder: AutoencoderLike | None = None
 
-    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+    def condition(
+        self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None
+    ) -> Condition:
         """Make a condition that includes this network's null class.
 
         Args:
             labels: Classes, (N,) int64.
             low_res: Images for an upsampling network, (N, C, h, w) in [-1, 1].
+            texts: None, since these networks take no texts.
+
+        Raises:
+            ValueError: If there are texts.
         """
+        if texts is not None:
+            raise ValueError("this model takes no text; leave out prompt and prompts")
         return Condition(labels, low_res=low_res, null_label=self.null_label)
 
     @property
@@ -139,14 +169,25 @@ class Denoiser:
         """Number of rows of the network's label table; None if the network is unconditional."""
         return self.network.num_classes
 
-    def respace(self, steps: int | str) -> "Denoiser":
-        """Return the same denoiser on fewer steps (see `Schedule.respace`)."""
+    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
+        """Return (h, w) of what is denoised.
+
+        Args:
+            size: (height, width) of the images in pixels; None is the network's own square.
+
+        Raises:
+            ValueError: If the autoencoder or the network cannot halve such a size as often as it does.
+        """
+        return image_size(self.network, size, 1 if self.autoencoder is None else self.autoencoder.factor)
+
+    def respace(self, steps: int | str | Schedule) -> "Denoiser":
+        """Return the same denoiser on fewer steps (see `Schedule.respace`), or on another schedule."""
         diffusion = self.diffusion.respace(steps)
         return self if diffusion is self.diffusion else replace(self, diffusion=diffusion)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """Return x_0 itself: the network denoises pixels."""
-        return x_0
+        """Return the images of latents, or x_0 itself if the network denoises pixels."""
+        return x_0 if self.autoencoder is None else self.autoencoder.decode(x_0)
 
     def __call__(
         self,

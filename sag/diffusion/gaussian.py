@@ -15,6 +15,7 @@ Index = int | Tensor
 
 VARIANCES = ("learned_range", "fixed_small", "fixed_large")
 PREDICTIONS = ("eps", "x_0", "v", "flow")
+DELTA_SPACES = ("output", "eps")
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,19 @@ class GaussianDiffusion:
         prediction: The meaning of the output, or of its first half: "eps", "x_0", "v" (signal eps - noise x_0,
             arXiv:2202.00512) or "flow" (eps - x_0, the velocity of a straight path from image to noise, arXiv:2210.02747).
         clip_denoised: Whether predicted clean images are clamped to [-1, 1], as the reference programs do.
+        delta_space: What guidance sums up: "output", the network's outputs, or "eps". The two differ if the weaker prediction
+            is made from another x_t. None is "output" for v and flow, and "eps" for the others.
 
     Raises:
-        ValueError: If the variance or the prediction is unknown, if a schedule without betas is given a variance, or if eps is
-            predicted at a step without signal.
+        ValueError: If the variance, the prediction or the delta space is unknown, if a schedule without betas is given a
+            variance, or if eps alone would have to determine the image at a step without signal.
     """
 
     schedule: Schedule
     variance: Literal["learned_range", "fixed_small", "fixed_large"] | None = "learned_range"
     prediction: Literal["eps", "x_0", "v", "flow"] = "eps"
     clip_denoised: bool = True
+    delta_space: Literal["output", "eps"] | None = None
 
     def __post_init__(self) -> None:
         if self.variance is not None and self.variance not in VARIANCES:
@@ -50,6 +54,10 @@ class GaussianDiffusion:
             raise ValueError(
                 f"variance={self.variance} needs a variance-preserving schedule, and this one is not; use variance=null"
             )
+        if self.delta_space not in (None, *DELTA_SPACES):
+            raise ValueError(f"unknown delta_space {self.delta_space!r}; expected {' or '.join(DELTA_SPACES)}, or null")
+        if self.delta_space == "eps" and self.schedule.signal[-1] == 0:
+            raise ValueError("delta_space=eps needs some signal at every step, and this schedule ends without; use output")
         if self.prediction == "eps" and self.schedule.signal[-1] == 0:
             raise ValueError(
                 "prediction=eps does not determine the image where there is no signal, as at the end of this schedule; "
@@ -72,9 +80,9 @@ class GaussianDiffusion:
         diffusion = cls(schedule(steps, rescale), **arguments)
         return diffusion.respace(respacing) if respacing else diffusion
 
-    def respace(self, steps: int | str) -> "GaussianDiffusion":
-        """Return the same diffusion on fewer steps (see `Schedule.respace`)."""
-        schedule = self.schedule.respace(steps)
+    def respace(self, steps: int | str | Schedule) -> "GaussianDiffusion":
+        """Return the same diffusion on fewer steps (see `Schedule.respace`), or on another schedule."""
+        schedule = steps if isinstance(steps, Schedule) else self.schedule.respace(steps)
         return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def q_sample(self, x_0: Tensor, t: Index, eps: Tensor) -> Tensor:
@@ -83,8 +91,9 @@ class GaussianDiffusion:
 
     @property
     def carries_x0(self) -> bool:
-        """Whether a `Prediction` has x_0 as well: if the network predicts a velocity, or the last step has no signal."""
-        return self.prediction in ("v", "flow") or self.schedule.signal[-1] == 0
+        """Whether a `Prediction` has x_0 as well: if outputs other than eps are summed up, or the last step has no signal."""
+        summed = self.delta_space or ("output" if self.prediction in ("v", "flow") else "eps")
+        return bool((summed == "output" and self.prediction != "eps") or self.schedule.signal[-1] == 0)
 
     def split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
         """Split a network's output into the prediction and the part that encodes the variance.

@@ -47,6 +47,14 @@ class Sampler(ABC):
     looks_back: ClassVar[int] = 0
     """How many earlier steps `step` is given."""
 
+    def respace(self, denoiser: DenoiserLike) -> DenoiserLike:
+        """Return the denoiser on the steps of this sampler. A second call changes nothing.
+
+        Raises:
+            ValueError: If the denoiser's schedule has no such steps.
+        """
+        return denoiser.respace(self.steps)
+
     @abstractmethod
     def step(
         self,
@@ -166,7 +174,7 @@ def sample(
         ValueError: If the denoiser's schedule cannot be respaced to the sampler's steps.
         FloatingPointError: If a step gives values that are not finite. The message names the step and the images.
     """
-    denoiser = denoiser.respace(sampler.steps)
+    denoiser = sampler.respace(denoiser)
     history: deque[Step] = deque(maxlen=sampler.looks_back)
     memory = Memory()
     x = x_T

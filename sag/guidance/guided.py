@@ -3,8 +3,8 @@
     eps_guided = eps + sum_i s_i (eps_i - eps_weak_i)
 
 eps_i is eps itself, or the unconditional prediction for techniques that work on that branch. A guided denoiser is a denoiser
-again. s_i = 0 is exactly off: no extra pass, bit-equal output. If the network predicts a velocity (v or flow), or the schedule
-ends without signal, eps alone does not determine the image. Then the sum is taken over the network's outputs instead.
+again. s_i = 0 is exactly off: no extra pass, bit-equal output. Where the diffusion's `delta_space` is the output, as it is for
+networks that predict a velocity (v or flow), or the schedule ends without signal, the sum is taken over the network's outputs.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sag.diffusion import Condition, DenoiserLike, GaussianDiffusion, Memory, Prediction
+from sag.diffusion import Condition, DenoiserLike, GaussianDiffusion, Memory, Prediction, Schedule
 from sag.guidance.base import DifferenceTransform, Guidance, GuidanceState, Random, ScoreGuidance, WeakGuidance
 from sag.models import Attend, Attention, AttentionLayer
 
@@ -66,11 +66,17 @@ class GuidedDenoiser:
         """Number of labels of the inner denoiser."""
         return self.denoiser.num_classes
 
-    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+    def condition(
+        self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None
+    ) -> Condition:
         """Return what the denoiser within is told of samples."""
-        return self.denoiser.condition(labels, low_res)
+        return self.denoiser.condition(labels, low_res, texts)
 
-    def respace(self, steps: int | str) -> "GuidedDenoiser":
+    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
+        """Return (h, w) of what the inner denoiser denoises."""
+        return self.denoiser.sample_size(size)
+
+    def respace(self, steps: int | str | Schedule) -> "GuidedDenoiser":
         """Return the same techniques with the inner denoiser respaced."""
         within = self.denoiser.respace(steps)
         return self if within is self.denoiser else GuidedDenoiser(within, self.guidance, self._random, batched=self.batched)
@@ -188,10 +194,15 @@ class _StandIn:
         self.attention_layers, self.num_classes = denoiser.attention_layers, denoiser.num_classes
         self.asked = 0
 
-    def condition(self, labels: Tensor | None = None, low_res: Tensor | None = None) -> Condition:
+    def condition(
+        self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None
+    ) -> Condition:
         raise NotImplementedError
 
-    def respace(self, steps: int | str) -> "_StandIn":
+    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def respace(self, steps: int | str | Schedule) -> "_StandIn":
         raise NotImplementedError
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -38,14 +38,15 @@ class Job:
         seed: In [0, 2**64).
         labels: The class of each of the `indices`, or None for a model without classes.
         low_res: For an upsampling model, the image to enlarge for each of the `indices`.
-        size: (height, width) of what is denoised; None is the model's own.
+        size: (height, width) of what is denoised (see `DenoiserLike.sample_size`); None is the model's own.
         bits: 8 or 16, of the stored images.
         batch_size: How many samples are made at once and stored in one shard.
         duplicates: See `sag.sampling.shards.check_shards`.
         device: Where the samples are made.
+        prompts: For a model of texts, the text of each of the `indices`.
 
     Raises:
-        ValueError: If an argument is out of range, or there is not one label or image per index.
+        ValueError: If an argument is out of range, or there is not one label, image or text per index.
     """
 
     denoiser: DenoiserLike
@@ -61,6 +62,7 @@ class Job:
     batch_size: int = 32
     duplicates: Duplicates | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prompts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -69,7 +71,7 @@ class Job:
             raise ValueError(f"duplicates must be refuse, warn or null, got {self.duplicates!r}")
         check_indices(self.indices)
         check_batch_size(self.batch_size)
-        for name, rows in (("labels", self.labels), ("low_res", self.low_res)):
+        for name, rows in (("labels", self.labels), ("low_res", self.low_res), ("prompts", self.prompts)):
             if rows is not None and len(rows) != len(self.indices):
                 raise ValueError(f"{name} must have one row for each of the {len(self.indices)} samples, got {len(rows)}")
 
@@ -124,7 +126,8 @@ class Job:
         """
         low_res = None if self.low_res is None else dequantise(self.low_res.take(np.asarray(rows)), self.device)
         labels = None if self.labels is None else torch.tensor([self.labels[row] for row in rows], device=self.device)
-        return self.denoiser.condition(labels, low_res)
+        texts = {} if self.prompts is None else {"texts": [self.prompts[row] for row in rows]}
+        return self.denoiser.condition(labels, low_res, **texts)
 
     def make(self, rows: Sequence[int], watch: Callable[[float], object] = lambda share: None) -> Tensor:
         """Make some samples.
@@ -140,8 +143,9 @@ class Job:
             FloatingPointError: If the values do not stay finite.
         """
         noise = SampleNoise(self.seed, [self.indices[row] for row in rows], self.shape, self.device)
-        condition = self.condition(rows)
-        guided = GuidedDenoiser(self.denoiser, self.guidance, noise.mask).respace(self.sampler.steps)
+        with torch.no_grad():
+            condition = self.condition(rows)
+        guided = self.sampler.respace(GuidedDenoiser(self.denoiser, self.guidance, noise.mask))
         for step in sample(guided, self.sampler, noise.initial(), condition, noise=noise.step):
             watch(1 - step.t / len(guided.diffusion.schedule))
         with torch.no_grad():

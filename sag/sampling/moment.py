@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Moment:
 
     Attributes:
         time: t / T.
-        clean: (n, H, W, 3) uint8, the predicted clean image.
-        mask: (n, H, W) bool, where the clean image is blurred.
+        clean: (n, H, W, 3) uint8, the predicted clean image; for a model of latents, decoded.
+        mask: (n, H, W) bool, where the clean image (for a model of latents, the clean latent) is blurred.
         degraded: (n, H, W, 3) uint8, what SAG makes of the clean image.
         difference: (n, H, W) float32, the root mean square over channels of eps - eps_weak.
     """
@@ -62,7 +63,7 @@ def moments(job: Job, layers: Sequence[str] | None = None, count: int = 10) -> d
     own = next((g for g in job.guidance if isinstance(g, SelfAttentionGuidance)), None)
     if own is None:
         raise ValueError("there is nothing to see without SAG; add sag to guidance=[...]")
-    denoiser = job.denoiser.respace(job.sampler.steps)
+    denoiser = job.sampler.respace(job.denoiser)
     lenses = {layer: _through(own, layer) for layer in layers or [own.layer]}
     for lens in lenses.values():
         lens.check(denoiser)
@@ -103,16 +104,26 @@ def _observe(
     eps = state.prediction(sag.branch).eps
     clean, blurred = sag.clean_and_blurred(state)
     mask = sag.mask(state, clean, blurred)
-    factors = [large // small for large, small in zip(clean.shape[2:], mask.shape[1:], strict=True)]
+    images = denoiser.decode(clean)
+    size = (images.shape[2], images.shape[3])
     x_t_weak = sag.degrade(state)
     weak = denoiser(x_t_weak, t, state.condition(sag.branch)).eps
+    if denoiser.diffusion.schedule.signal[t] > 0:
+        degraded = denoiser.diffusion.x0_from_eps(x_t_weak, t, eps)
+    else:  # x_t is noise alone, and the image that was blended is not in it
+        degraded = torch.where(F.interpolate(mask[:, None].float(), clean.shape[2:], mode="nearest") > 0.5, blurred, clean)
     return Moment(
         float(denoiser.diffusion.schedule.time[t]),
-        _rgb(clean),
-        mask.repeat_interleave(factors[0], 1).repeat_interleave(factors[1], 2).cpu().numpy(),
-        _rgb(denoiser.diffusion.x0_from_eps(x_t_weak, t, eps)),
-        (eps - weak).square().mean(1).sqrt().cpu().numpy(),
+        _rgb(images),
+        _enlarged(mask.float(), size) > 0.5,
+        _rgb(denoiser.decode(degraded)),
+        _enlarged((eps - weak).square().mean(1).sqrt(), size),
     )
+
+
+def _enlarged(x: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return maps (n, h, w) in the size of the images."""
+    return F.interpolate(x[:, None], size, mode="nearest")[:, 0].cpu().numpy()
 
 
 def _rgb(x: Tensor) -> Images:

@@ -3,12 +3,15 @@
 The data is Gaussian, so that the best possible network is known, and so is where each sample has to end.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from helpers import small_denoiser
 
 from sag.diffusion import DDIM, Condition, Denoiser, GaussianDiffusion, Sampler, Schedule, Step, sample
-from sag.guidance import ClassifierFreeGuidance, GuidedDenoiser
+from sag.guidance import ClassifierFreeGuidance, GuidedDenoiser, Question, WeakGuidance
 from sag.models import UNetOutput
 
 COVARIANCE = torch.tensor([[0.9, 0.5], [0.5, 0.6]], dtype=torch.float64)
@@ -184,3 +187,75 @@ def test_latents_are_sampled_and_decoded():
     images = guided.respace(20).decode(last.x)
     assert images.shape == (5, 3, 8, 8)
     assert images[0, :, :4].min() > 0 > images[0, :, 4:].max()  # as the mean of the class
+
+
+class Shifted(WeakGuidance):
+    """The weaker prediction is made from another x_t."""
+
+    def question(self, state):
+        return Question(state.x_t + 0.5, state.condition("cond"))
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "v", "flow"])
+def test_differences_are_summed_up_in_the_space_asked_for(prediction):
+    schedule, t, s = Schedule.linear(1000), 400, 2.0
+    x_t, condition = torch.tensor([[[[0.4]], [[-0.9]]]], dtype=torch.float64), class_0(1)
+    guided, outputs = {}, {}
+    for space in ("output", "eps"):
+        diffusion = GaussianDiffusion(schedule, None, prediction, clip_denoised=False, delta_space=space)
+        denoiser = Denoiser(GaussianNetwork(diffusion), diffusion, NULL)
+        guided[space] = GuidedDenoiser(denoiser, [Shifted(s, (0, 1))])(x_t, t, condition)
+        strong, weak = denoiser(x_t, t, condition), denoiser(x_t + 0.5, t, condition)
+        outputs[space] = [
+            diffusion.target(diffusion.predicted_x0(x, t, p.eps, p.x_0), p.eps, t)
+            for x, p in ((x_t, strong), (x_t + 0.5, weak))
+        ]
+    strong_output, weak_output = outputs["output"]
+    eps, x_0 = diffusion.resolve(strong_output + s * (strong_output - weak_output), x_t, t)
+    torch.testing.assert_close(guided["output"].eps, eps)
+    torch.testing.assert_close(guided["output"].x_0, x_0)
+    torch.testing.assert_close(guided["eps"].eps, strong.eps + s * (strong.eps - weak.eps))
+    assert guided["eps"].x_0 is None
+    assert (guided["output"].eps - guided["eps"].eps).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"delta_space": "x_0"}, "unknown delta_space 'x_0'; expected output or eps, or null"),
+        ({"schedule": Schedule.flow(10), "delta_space": "eps"}, "delta_space=eps needs some signal at every step"),
+    ],
+)
+def test_other_spaces_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianDiffusion(**{"schedule": Schedule.linear(), "variance": None, "prediction": "v", **arguments})
+
+
+class EveryFourthPixel:
+    """An autoencoder that keeps every fourth pixel."""
+
+    factor = 4
+
+    def encode(self, images):
+        return images[..., ::4, ::4]
+
+    def decode(self, latents):
+        return latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def test_an_autoencoder_turns_sizes_and_latents_of_a_denoiser():
+    pixels = small_denoiser()
+    latents = replace(pixels, autoencoder=EveryFourthPixel())
+    assert (pixels.sample_size(), latents.sample_size()) == ((16, 16), (16, 16))
+    assert (pixels.sample_size([32, 64]), latents.sample_size([32, 64])) == ((32, 64), (8, 16))
+    x_0 = torch.rand(2, 3, 8, 16)
+    assert torch.equal(pixels.decode(x_0), x_0)
+    assert latents.decode(x_0).shape == (2, 3, 32, 64)
+    for size in ([30, 64], [32], [0, 32], [4, 32]):
+        with pytest.raises(ValueError, match=r"size must be \[height,width\] in pixels, both divisible by 8 here, got"):
+            latents.sample_size(size)
+
+
+def test_networks_of_classes_refuse_texts():
+    with pytest.raises(ValueError, match="this model takes no text; leave out prompt and prompts"):
+        small_denoiser().condition(texts=["a fox"])
