@@ -36,8 +36,12 @@ def test_what_is_imported_is_what_is_declared():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    declared = {MODULES.get(name(r), name(r).replace("-", "_")) for r in PROJECT["dependencies"]}
-    assert imported - set(sys.stdlib_module_names) - {"sag", "evaluations", "scripts", "configs"} == declared
+    extras = [r for extra, own in PROJECT["optional-dependencies"].items() if extra != "test" for r in own]
+    declared, optional = (
+        {MODULES.get(name(r), name(r).replace("-", "_")) for r in rs} for rs in (PROJECT["dependencies"], extras)
+    )
+    foreign = imported - set(sys.stdlib_module_names) - {"sag", "evaluations", "scripts", "configs"}
+    assert declared <= foreign <= declared | optional
 
 
 def test_the_conda_environment_is_the_same():
