@@ -7,7 +7,9 @@ import lazy_loader
 if TYPE_CHECKING:
     from sag.sampling.job import Job as Job
     from sag.sampling.moment import Moment as Moment
+    from sag.sampling.moment import moment_steps as moment_steps
     from sag.sampling.moment import moments as moments
+    from sag.sampling.moment import observe as observe
     from sag.sampling.runner import Sampled as Sampled
     from sag.sampling.runner import run as run
     from sag.sampling.status import Progress as Progress
@@ -17,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(  # progress is asked for wit
     __name__,
     submod_attrs={
         "job": ["Job"],
-        "moment": ["Moment", "moments"],
+        "moment": ["Moment", "moment_steps", "moments", "observe"],
         "runner": ["Sampled", "run"],
         "status": ["Progress", "progress"],
     },

@@ -1,6 +1,6 @@
 """What samples are made from, and how some of them are made."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sag.data import BITS, ImageSource
 from sag.data.tensors import dequantise
-from sag.diffusion import DDPM, Condition, DenoiserLike, Sampler, sample
+from sag.diffusion import DDPM, Condition, DenoiserLike, Sampler, Step, sample
 from sag.guidance import Guidance, GuidedDenoiser
 from sag.noise import SampleNoise
 from sag.records import shared_key
@@ -142,14 +142,29 @@ class Job:
         Raises:
             FloatingPointError: If the values do not stay finite.
         """
+        steps = len(self.sampler.respace(self.denoiser).diffusion.schedule)
+        for _, step in self.trajectory(rows):
+            watch(1 - step.t / steps)
+        with torch.no_grad():
+            return self.denoiser.decode(step.x)
+
+    def trajectory(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Step]]:
+        """Yield the steps from noise to samples, each with the x_t (N, C, H, W) from which it starts.
+
+        Args:
+            rows: Which of the `indices`.
+
+        Raises:
+            FloatingPointError: If the values do not stay finite.
+        """
         noise = SampleNoise(self.seed, [self.indices[row] for row in rows], self.shape, self.device)
         with torch.no_grad():
             condition = self.condition(rows)
         guided = self.sampler.respace(GuidedDenoiser(self.denoiser, self.guidance, noise.mask))
-        for step in sample(guided, self.sampler, noise.initial(), condition, noise=noise.step):
-            watch(1 - step.t / len(guided.diffusion.schedule))
-        with torch.no_grad():
-            return self.denoiser.decode(step.x)
+        x_t = noise.initial()
+        for step in sample(guided, self.sampler, x_t, condition, noise=noise.step):
+            yield x_t, step
+            x_t = step.x
 
 
 def check_indices(indices: object) -> None:

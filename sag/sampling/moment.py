@@ -1,7 +1,7 @@
 """What Self-Attention Guidance sees and does at some steps of a run, as arrays."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sag.data import Images
 from sag.data.tensors import quantise
-from sag.diffusion import Condition, DenoiserLike, sample
-from sag.guidance import GuidanceState, GuidedDenoiser, SelfAttentionGuidance
+from sag.diffusion import Condition, DenoiserLike
+from sag.guidance import GuidanceState, SelfAttentionGuidance
 from sag.noise import SampleNoise
 from sag.sampling.job import Job
 
@@ -58,22 +58,53 @@ def moments(job: Job, layers: Sequence[str] | None = None, count: int = 10) -> d
     Raises:
         ValueError: If the job has no SAG, a layer does not exist, or count is less than 1.
     """
+    _lenses(job, layers)  # what cannot be seen is refused before anything is sampled
+    wanted = moment_steps(job, count)
+    return observe(job, {step.t: x_t for x_t, step in job.trajectory(range(len(job.indices))) if step.t in wanted}, layers)
+
+
+def moment_steps(job: Job, count: int) -> set[int]:
+    """Return `count` steps t of a job, evenly spread from the first to the last.
+
+    Raises:
+        ValueError: If count is less than 1.
+    """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"moments must be at least 1, got {count!r}")
-    own = next((g for g in job.guidance if isinstance(g, SelfAttentionGuidance)), None)
-    if own is None:
-        raise ValueError("there is nothing to see without SAG; add sag to guidance=[...]")
-    denoiser = job.sampler.respace(job.denoiser)
-    lenses = {layer: _through(own, layer) for layer in layers or [own.layer]}
-    for lens in lenses.values():
-        lens.check(denoiser)
+    steps = len(job.sampler.respace(job.denoiser).diffusion.schedule)
+    return set(np.linspace(steps - 1, 0, min(count, steps)).round().astype(int).tolist())
+
+
+@torch.no_grad()
+def observe(job: Job, states: Mapping[int, Tensor], layers: Sequence[str] | None = None) -> dict[str, list[Moment]]:
+    """Return what SAG sees at steps of a trajectory that is sampled already.
+
+    Args:
+        job: All its samples were made at once.
+        states: x_t (N, C, H, W) of the steps t, as `Job.trajectory` yields them.
+        layers: See `moments`.
+
+    Raises:
+        ValueError: If the job has no SAG, or a layer does not exist.
+    """
+    lenses, denoiser = _lenses(job, layers), job.sampler.respace(job.denoiser)
     condition = job.condition(range(len(job.indices)))
     noise = SampleNoise(job.seed, job.indices, job.shape, job.device)
-    states = _trajectory(job, GuidedDenoiser(denoiser, job.guidance, noise.mask), noise, condition, count)
     return {
         layer: [_observe(denoiser, lens, x_t, t, condition, noise) for t, x_t in states.items()]
         for layer, lens in lenses.items()
     }
+
+
+def _lenses(job: Job, layers: Sequence[str] | None) -> dict[str, SelfAttentionGuidance]:
+    """Return the job's SAG as it reads each of the layers."""
+    own = next((g for g in job.guidance if isinstance(g, SelfAttentionGuidance)), None)
+    if own is None:
+        raise ValueError("there is nothing to see without SAG; add sag to guidance=[...]")
+    lenses = {layer: _through(own, layer) for layer in layers or [own.layer]}
+    for lens in lenses.values():
+        lens.check(job.denoiser)
+    return lenses
 
 
 def _through(sag: SelfAttentionGuidance, layer: str) -> SelfAttentionGuidance:
@@ -82,18 +113,6 @@ def _through(sag: SelfAttentionGuidance, layer: str) -> SelfAttentionGuidance:
     other.layer = layer
     other.capture = (layer,) if sag.capture else ()
     return other
-
-
-def _trajectory(job: Job, denoiser: GuidedDenoiser, noise: SampleNoise, condition: Condition, count: int) -> dict[int, Tensor]:
-    """Return x_t at `count` steps t, evenly spread from the first to the last."""
-    steps = len(denoiser.diffusion.schedule)
-    wanted = set(np.linspace(steps - 1, 0, min(count, steps)).round().astype(int).tolist())
-    x_t, found = noise.initial(), {}
-    for step in sample(denoiser, job.sampler, x_t, condition, noise=noise.step):
-        if step.t in wanted:
-            found[step.t] = x_t
-        x_t = step.x
-    return found
 
 
 def _observe(
