@@ -1,5 +1,6 @@
 """Reading files of tensors. Content decides their kind, not the suffix. Only plain data is unpickled. Damage is an error."""
 
+import argparse
 import re
 import warnings
 import zipfile
@@ -42,7 +43,8 @@ def read_tensors(path: Path, name: str) -> Any:
             _check_archive(path)
         with open(path, "rb") as file, warnings.catch_warnings():  # with a path, PyTorch would rely on its suffix
             warnings.simplefilter("ignore")  # warnings about rare kinds of tensors, which are refused by name later
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # plain values by name, as DiT's trainer saves them
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OSError(f"{name} is truncated or cannot be read ({error.strerror or _reason(error)})") from error
     except Exception as error:  # damaged bytes make parsers raise almost anything

@@ -149,6 +149,10 @@ WRAPPED = {
     "ema_state_dict": ({"model": RAW, "ema_state_dict": EMA}, EMA, "EMA weights of entry 'ema_state_dict', not of entry 'mod"),
     "params_ema": ({"params": RAW, "params_ema": EMA}, EMA, "EMA weights of entry 'params_ema', not of entry 'params'"),
     "model_ema": ({"config": {"a": 1}, "model": RAW, "model_ema": EMA, "opt": ADAM}, EMA, "EMA weights of entry 'model_ema'"),
+    "train.py of DiT": (
+        {"model": RAW, "ema": EMA, "opt": ADAM, "args": argparse.Namespace(model="DiT-XL/2", epochs=1400, vae="ema")},
+        EMA, "EMA weights of entry 'ema', not of entry 'model'",
+    ),
     "ema beside entries": ({**RAW, "ema": EMA}, EMA, "EMA weights of entry 'ema', not of the entries at the top"),
     "ema of ema-pytorch": (
         {"model": RAW, "step": 3,
@@ -257,7 +261,9 @@ REFUSED = {
     "infinity": ({**RAW, "out.bias": torch.tensor([0.0, float("inf")]).half()}, "holds values that are not finite"),
     "beyond float32": ({**RAW, "out.bias": torch.tensor([0.0, 1e300]).double()}, "holds values that are not finite in float32"),
     "module": (Small(), r"holds more than plain tensors \(test_checkpoints\.Small\).*weights_only=False"),
-    "arguments": ({"ema": EMA, "args": argparse.Namespace(lr=1)}, r"more than plain tensors \(argparse\.Namespace\)"),
+    "arguments": (
+        {"ema": EMA, "args": argparse.Namespace(start=Harmful())}, r"more than plain tensors \(print\)",
+    ),
     "NumPy": ({"model": RAW, "loss": np.float64(0.1)}, r"more than plain tensors \(numpy\."),
 }  # fmt: skip
 
