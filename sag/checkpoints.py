@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sag.models import Classifier, UNet
+from sag.models import Autoencoder, Classifier, DiT, UNet
 from sag.storage import fetch, without_digest
 from sag.tensor_files import read_tensors
 
@@ -58,7 +58,7 @@ class CheckpointMismatch(ValueError):
         self.shapes = shapes
 
 
-def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
+def read_checkpoint(source: str, shapes: Shapes | None = None, former: Mapping[str, str] | None = None) -> Checkpoint:
     """Read weights from a file of torch.save or safetensors.
 
     Wrappers, prefixes and counters of common trainers are removed. If there are several sets of weights, those that fit are
@@ -68,6 +68,7 @@ def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
         source: The name of a bundled model ("fashion32"), a path, an http(s) address, or a gs:// or az:// address, for which
             blobfile finds the credentials. Remote files are downloaded once.
         shapes: Shapes of the network's weights, by name; None if they are unknown.
+        former: Parts of the names in earlier versions of such files, and what they are called now.
 
     Returns:
         The weights.
@@ -83,7 +84,7 @@ def read_checkpoint(source: str, shapes: Shapes | None = None) -> Checkpoint:
     content = read_tensors(path, name)
     if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
         raise ValueError(f"{name} is the state of an optimizer; give the model*.pt or ema_*.pt file of the same folder")
-    found = [_reduce(weights, shapes) for weights in _sets(content, name)]
+    found = [_reduce(_renamed(weights, former or {}), shapes) for weights in _sets(content, name)]
     if not found:
         raise ValueError(f"{name} is not a state dict of names and tensors; it holds: {_holds(content)}")
     chosen, others = _choose(found, shapes, name)
@@ -128,12 +129,12 @@ def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
         ValueError: See `read_checkpoint`.
     """
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    checkpoint = read_checkpoint(source, shapes)
+    checkpoint = read_checkpoint(source, shapes, getattr(network, "former_names", None))
     network.load_state_dict({name: value.float() for name, value in checkpoint.state.items()}, assign=True)
     return checkpoint.notes
 
 
-def load_network(network: UNet | Classifier, source: str) -> tuple[str, ...]:
+def load_network(network: UNet | DiT | Classifier | Autoencoder, source: str) -> tuple[str, ...]:
     """Load weights into a network, and leave it in float32, frozen and in eval mode.
 
     Args:
@@ -202,6 +203,7 @@ class _Weights:
         removed: Prefixes that were removed, outermost first.
         left_out: Names of the entries that were left out.
         compiled: Whether _orig_mod. was removed from the middle of names.
+        renamed: Whether names were those of an earlier version.
     """
 
     path: tuple[str, ...]
@@ -209,6 +211,7 @@ class _Weights:
     removed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     compiled: bool = False
+    renamed: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -236,6 +239,8 @@ class _Weights:
             found.append(f"prefix {'.'.join(self.removed)}. removed")
         if self.compiled:
             found.append("_orig_mod. removed from the middle of names")
+        if self.renamed:
+            found.append("names of an earlier version changed to the present ones")
         if self.left_out:
             found.append(f"left out: {_some(self.left_out)}")
         return tuple(found)
@@ -282,6 +287,17 @@ def _with_names(path: tuple[str, ...], tensors: Sequence[Tensor], named: Sequenc
         )
     values = (tensor.detach() for tensor in tensors)
     return replace(alike[0], path=path, tensors=dict(zip(alike[0].tensors, values, strict=True)))
+
+
+def _renamed(weights: _Weights, former: Mapping[str, str]) -> _Weights:
+    """Change names of an earlier version to the present ones."""
+    present = {name: name for name in weights.tensors}
+    for before, now in former.items():
+        present = {name: changed.replace(before, now) for name, changed in present.items()}
+    tensors = {present[name]: value for name, value in weights.tensors.items()}
+    if len(tensors) < len(weights.tensors) or tensors.keys() == weights.tensors.keys():
+        return weights
+    return replace(weights, tensors=tensors, renamed=True)
 
 
 def _reduce(weights: _Weights, shapes: Shapes | None) -> _Weights:

@@ -10,7 +10,7 @@ import torch
 from sag.distributed import Process
 
 if TYPE_CHECKING:
-    from sag.models import Classifier, UNet
+    from sag.models import Autoencoder, Classifier, DiT, UNet
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +48,7 @@ def pick_device(name: str, precision: str = "float32") -> torch.device:
     return device
 
 
-def set_up(network: "UNet | Classifier", device: torch.device, precision: str, compiled: bool) -> None:
+def set_up(network: "UNet | DiT | Classifier | Autoencoder", device: torch.device, precision: str, compiled: bool) -> None:
     """Move a network to its device and precision, and compile it if asked.
 
     Args:

@@ -1,7 +1,9 @@
 """Networks."""
 
 from sag.models.attention import Attend, Attention, AttentionLayer, check_layers
+from sag.models.autoencoder import Autoencoder
 from sag.models.classifier import Classifier
+from sag.models.dit import DiT, SiT
 from sag.models.sizes import image_size
 from sag.models.unet import UNet, UNetOutput, UpsamplingUNet
 
@@ -9,7 +11,10 @@ __all__ = [
     "Attend",
     "Attention",
     "AttentionLayer",
+    "Autoencoder",
     "Classifier",
+    "DiT",
+    "SiT",
     "UNet",
     "UNetOutput",
     "UpsamplingUNet",

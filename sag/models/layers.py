@@ -13,14 +13,16 @@ from typing_extensions import override
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation with 32 groups. It computes in float32 and returns the dtype of its input.
+    """Group normalisation. It computes in float32 and returns the dtype of its input.
 
     Args:
-        channels: Number of channels, a multiple of 32.
+        channels: Number of channels, a multiple of `groups`.
+        groups: Number of groups.
+        eps: Added to the variance.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(32, channels)
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5) -> None:
+        super().__init__(groups, channels, eps)
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -172,6 +172,20 @@ def run_block(
     return h
 
 
+def check_labels(y: Tensor | None, num_classes: int | None) -> None:
+    """Check that a class-conditional network is given labels, and another one is not.
+
+    Raises:
+        ValueError: If labels are missing or not expected.
+    """
+    if (y is None) != (num_classes is None):
+        raise ValueError(
+            "this network is unconditional and takes no labels y"
+            if num_classes is None
+            else f"this network is class-conditional and needs labels y in [0, {num_classes})"
+        )
+
+
 class UNet(Trunk):
     """The denoising network of ADM and IDDPM, whose attention can be read and replaced.
 
@@ -298,12 +312,7 @@ class UNet(Trunk):
             ValueError: If a layer name is unknown, labels are missing or not expected, or the levels do not divide the size.
         """
         check_layers([*capture, *(attend or ())], self.attention_layers)
-        if (y is None) != (self.num_classes is None):
-            raise ValueError(
-                "this network is unconditional and takes no labels y"
-                if self.num_classes is None
-                else f"this network is class-conditional and needs labels y in [0, {self.num_classes})"
-            )
+        check_labels(y, self.num_classes)
         factor = self.image_size // self.lowest_resolution
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"height and width must be divisible by {factor} for this network, got {x.shape[2]}x{x.shape[3]}")
