@@ -42,7 +42,7 @@ def describe(cfg: DictConfig, job: "Job", out: str) -> None:
     """Print what will run, a line for each thing that a user wants to check."""
     from sag.guidance import ClassifierGuidance, GuidedDenoiser
 
-    guided = GuidedDenoiser(job.denoiser, job.guidance).respace(job.sampler.steps)
+    guided = GuidedDenoiser(job.sampler.respace(job.denoiser), job.guidance)
     steps = len(guided.diffusion.schedule)
     passes = sorted({guided.passes(t, job.shape) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in job.guidance)

@@ -29,6 +29,11 @@ class VisualizeConfig:
     seed: int = MISSING
     size: Any = None
     labels: Any = MISSING
+    path: str | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    images_per_prompt: int = 1
     layers: builtins.list[str] | None = None
     moments: int = MISSING
     precision: str = MISSING
@@ -63,8 +68,12 @@ def main(cfg: DictConfig) -> None:
     from evaluations.study.pictures import draw_gif, draw_strip
 
     if cfg.list:
-        with torch.device("meta"):
-            print(layer_table(instantiate(cfg.model.network, _convert_="all").attention_layers))
+        if "denoiser" in cfg.model:  # its layers are known once it is loaded
+            layers = sag.build.denoiser(job_config(cfg)).attention_layers
+        else:
+            with torch.device("meta"):
+                layers = instantiate(cfg.model.network, _convert_="all").attention_layers
+        print(layer_table(layers))
         return
     if cfg.moments < 1 or not cfg.samples or min(cfg.samples) < 0:
         raise ValueError(f"moments must be at least 1 and samples numbers >= 0, got {cfg.moments} and {list(cfg.samples)}")
@@ -72,8 +81,8 @@ def main(cfg: DictConfig) -> None:
     settings = {key: value for key, value in settings.items() if key not in ("device", "out", "layers")}
     key = storage.settings_hash(settings)
     out = Path(cfg.out or f"outputs/visualize/{cfg.model.name}-{key[:8]}")
-    layers = cfg.layers or [cfg.guidance.sag.layer] if "sag" in cfg.guidance else []
-    names = [f"{layer}.{kind}" for layer in layers for kind in ("png", "gif")]
+    shown = cfg.layers or [cfg.guidance.sag.layer] if "sag" in cfg.guidance else []
+    names = [f"{layer}.{kind}" for layer in shown for kind in ("png", "gif")]
     storage.refuse_foreign(storage.LocalFolder(out), [storage.RECORD, *names], storage.own_files(storage.LocalFolder(out), key))
     found = sag.sampling.moments(sag.build.job(job_config(cfg)), cfg.layers, cfg.moments)
     storage.claim_files(storage.LocalFolder(out), settings, names)

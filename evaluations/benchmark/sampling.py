@@ -142,7 +142,7 @@ def benchmark_sampling(
     for precision in chosen:
         pick_device(device, precision)
     cases = {" + ".join(names[:n]) or "none": methods[:n] for n in range(len(names) + 1)}
-    steps = len(denoiser.respace(sampler.steps).diffusion.schedule)
+    steps = len(sampler.respace(denoiser).diffusion.schedule)
     rows: list[Row] = []
     flop: dict[str, int] = {}
     combinations = [(precision, each) for each in sorted(set(compiled)) for precision in chosen]

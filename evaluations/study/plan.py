@@ -115,7 +115,7 @@ def _cost(row: Row, flop_per_second: float) -> Cost:
         network = instantiate(cfg.model.network, _convert_="all")
         guidance = sag.build.guidance(cfg.guidance, lambda node: instantiate(node.network, _convert_="all"))
     denoiser = Denoiser(network, instantiate(cfg.model.diffusion), cfg.model.null_label)
-    guided = GuidedDenoiser(denoiser, guidance).respace(instantiate(cfg.sampler).steps)
+    guided = GuidedDenoiser(instantiate(cfg.sampler).respace(denoiser), guidance)
     steps = len(guided.diffusion.schedule)
     height, width = image_size(network, cfg.size)
     passes = sum(guided.passes(t, (network.image_channels, height, width)) for t in range(steps))

@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from sag.build.checks import SETTINGS, fits, refused
 from sag.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
 
-FLAGS = "model.flags"
+LITERAL = ("model.flags", "prompt", "negative_prompt")
+"""Keys whose values are one text each, whatever commas it has."""
 TEXTS = ("checkpoint", "path", "flags", "reference", "weights", "folder")
 """The last parts of keys whose values are texts, which are taken literally."""
 
@@ -105,12 +106,13 @@ def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
         return f"{key}=[{','.join(map(_item, _split(value[1:-1])))}]"
     if hint not in (str, str | None) and ("." not in plain or plain.rpartition(".")[2] not in TEXTS):
         return override
-    if not value.strip():
+    if not value.strip() and plain not in LITERAL[1:]:  # the empty prompt is the unconditional one
         raise ValueError(f"{override} has no value; a variable of the shell may be empty")
     if value.startswith("~/"):  # not every shell replaces it after the = of an argument
         return f"{key}={quote(os.path.expanduser(value))}"
-    if parsed is not None and plain == FLAGS:  # commas separate numbers there; they never mean several values
-        return override if value[0] in "'\"" else f"{key}={quote(value)}"
+    if plain in LITERAL:
+        value = value.replace("${", r"\${")
+        return override if parsed is not None and value[:1] in ("'", '"') else f"{key}={quote(value)}"
     if parsed is not None and (parsed.is_sweep_override() or isinstance(parsed.value(), str)):
         return override
     return f"{key}={quote(value)}"
@@ -137,7 +139,8 @@ def _no_option(word: str, following: Sequence[str], schema: type) -> str:
     given = value or (following[0] if following else "...")
     keys = list(typing.get_type_hints(schema))
     same = name.replace("-", "_")
-    first = [key for key in keys if key.startswith(name[:1])] if len(name) == 1 else difflib.get_close_matches(same, keys, n=1)
+    letter = [key for key in keys if key.startswith(name[:1]) and key not in LITERAL]
+    first = letter if len(name) == 1 else difflib.get_close_matches(same, keys, n=1)
     if same in {*NETWORK_FLAGS, *DIFFUSION_FLAGS, *CLASSIFIER_FLAGS} - {*keys}:
         line = f'model=flags model.flags="--{name} {given} ..."'
         return f"there is no option {word}; the flags of guided-diffusion are given as {line}"

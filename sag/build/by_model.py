@@ -3,6 +3,7 @@
 The first entry that holds for the model counts:
 
 - the name of a config in configs/model/, if the network of the model is that of this config;
+- `latent`, if the model denoises latents: its config says `latent: true`;
 - `with_classes`, if the network is class-conditional;
 - `up_to_64`, or any other number, if images have at most so many pixels on a side;
 - `other`, always.
@@ -34,6 +35,7 @@ def by_model(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:
         size = re.fullmatch(r"up_to_(\d+)", entry)
         if (
             entry in (model.get("name"), "other")
+            or (entry == "latent" and model.get("latent"))
             or (entry == "with_classes" and network.get("num_classes") is not None)
             or (size and network.get("image_size", float("inf")) <= int(size[1]))
         ):

@@ -29,6 +29,11 @@ SETTINGS: dict[str, Any] = {  # keys whose types are declared neither in a schem
     "model.diffusion": Mapping,
     "model.null_label": int | None,
     "model.steps": int | str | None,
+    "model.latent": bool,
+    "model.autoencoder": Mapping | None,
+    "model.autoencoder.network": Mapping,
+    "model.autoencoder.checkpoint": str | None,
+    "model.denoiser": Mapping,
     "classifier": Mapping | None,
     "classifier.name": str,
     "classifier.checkpoint": str,
@@ -53,6 +58,8 @@ WORDS = {
     types.NoneType: "null",
     Path: "a path",
 }
+LATER = ("device", "precision", "compiled")
+"""What `sag.build.denoiser` gives to whatever makes the denoiser."""
 PLURALS = {int: "whole numbers", float: "numbers", str: "names", bool: "true or false"}
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
 
@@ -89,6 +96,7 @@ def check_targets(cfg: DictConfig) -> None:
             raise ValueError(f"{place}._target_={node._target_} cannot be imported: {reason}") from error
         parameters, hints = _signature(target)
         given = [str(key) for key in node if not str(key).startswith("_")]
+        later = LATER if place == "model.denoiser" else ()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             unknown = [key for key in given if key not in parameters]
             if unknown:
@@ -96,7 +104,9 @@ def check_targets(cfg: DictConfig) -> None:
                     f"{place}: {target.__qualname__} got an unexpected keyword argument {unknown[0]!r}; "
                     f"it takes {', '.join(parameters)}"
                 )
-        lacking = [name for name, p in parameters.items() if p.default is p.empty and _named(p) and name not in given]
+        lacking = [
+            name for name, p in parameters.items() if p.default is p.empty and _named(p) and name not in (*given, *later)
+        ]
         if lacking and "_args_" not in node:
             raise ValueError(f"{place}.{lacking[0]} is missing; {target.__qualname__} needs it")
         for key in given:
@@ -192,6 +202,16 @@ def nodes(node: Any) -> Iterator[DictConfig]:
         for key in range(len(node)) if OmegaConf.is_list(node) else list(node):
             if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
                 yield from nodes(node[key])
+
+
+def missing_keys(cfg: DictConfig) -> list[str]:
+    """Return the keys without a value; a key that refers to one of them has no part in that."""
+    return [
+        node._get_full_key(key)
+        for node in nodes(cfg)
+        for key in map(str, node)
+        if not OmegaConf.is_interpolation(node, key) and OmegaConf.is_missing(node, key)
+    ]
 
 
 def _named(parameter: inspect.Parameter) -> bool:

@@ -13,16 +13,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sag.build.arguments import quote, read_overrides
-from sag.build.checks import check_settings, check_targets
+from sag.build.checks import check_settings, check_targets, missing_keys
 from sag.build.groups import choices, open_configs
 from sag.build.messages import check_choices, explain, missing, unknown_choice, unknown_keys
 from sag.build.own_model import settle
 from sag.build.sample_config import SampleConfig
+from sag.data.prompts import digest_of, read_prompts
 from sag.records import LAYOUT, former_folder, shared_key
 from sag.storage import without_digest
 
 logger = logging.getLogger(__name__)
-UNSETTLING = ("out", "device", "duplicates", "published")  # keys that determine nothing about the samples
+UNSETTLING = ("out", "device", "duplicates", "published", "path", "negative_prompt")
+"""Keys that determine nothing about the samples, or are short for a key of the model."""
+LATER = {"prompt": None, "prompts": None, "images_per_prompt": 1}
+"""Keys that former versions did not have, at values that change nothing; without them, hashes of settings stay the same."""
 _SCHEMAS: dict[str, type] = {}
 
 
@@ -125,7 +129,7 @@ def settle_config(cfg: DictConfig, config_name: str, of_hydra: Any) -> None:
     if OmegaConf.is_dict(cfg.get("model")) and OmegaConf.is_missing(cfg.model, "flags"):  # other keys refer to what they give
         raise ValueError(missing("model.flags", config_name, names))
     notes = settle(cfg, names, overrides)
-    without = sorted(OmegaConf.missing_keys(cfg))
+    without = missing_keys(cfg) or sorted(OmegaConf.missing_keys(cfg))  # the second raises if a reference leads nowhere
     if without:
         raise ValueError(missing(without[0], config_name, names))
     check_targets(cfg)
@@ -138,9 +142,16 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
     Args:
         cfg: Composed from configs/sample.yaml.
+
+    Raises:
+        ValueError: If the file of prompts cannot be read.
+        OSError: If there is no such file.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: _without_digests(value) for key, value in settings.items() if key not in UNSETTLING}
+    if settings.get("prompts") is not None:  # what the file says counts, not where it is
+        settings["prompts"] = {"file": Path(cfg.prompts).name, "sha256": digest_of(read_prompts(cfg.prompts))}
+    kept = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+    return {key: _without_digests(value) for key, value in kept.items() if key not in UNSETTLING}
 
 
 def _without_digests(value: Any) -> Any:

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sag.build.composing import identity
 from sag.build.groups import choices, load_config
 from sag.checkpoints import CheckpointMismatch, load_network, log_notes
 from sag.data import ImageSource, NpzImages, SelectedImages
+from sag.data.prompts import read_prompts
 from sag.devices import pick_device, set_up
-from sag.diffusion import Denoiser
+from sag.diffusion import Denoiser, Model
 from sag.guidance import ClassifierGuidance, Guidance
-from sag.models import UNet, UpsamplingUNet, image_size
+from sag.models import UpsamplingUNet
 from sag.noise import sample_labels
 from sag.sampling.job import Job, check_batch_size, check_indices
 from sag.storage import CacheError
@@ -49,11 +50,17 @@ def network(node: DictConfig, device: torch.device, precision: str = "float32", 
             raise
         size = sum(4 * value.numel() for value in built.state_dict().values()) / 1e9
         raise OSError(
-            f"{error}; where there is one, python scripts/download.py what=[{node.name}] fetches the {size:.2f} GB"
+            f"{error}; where there is one, python scripts/download.py what=[{_name(node)}] fetches the {size:.2f} GB"
         ) from error
     log_notes(node.checkpoint, notes)
     set_up(built, device, precision, compiled)
     return built
+
+
+def _name(node: DictConfig) -> str:
+    """Return the name of a model, given its config or that of its autoencoder."""
+    parent: Any = node._get_parent()
+    return str(node.name if "name" in node else parent.name)
 
 
 def guidance(node: Mapping[str, DictConfig], load: Callable[[DictConfig], Any]) -> list[Guidance]:
@@ -82,7 +89,7 @@ def guidance(node: Mapping[str, DictConfig], load: Callable[[DictConfig], Any]) 
     return techniques
 
 
-def denoiser(cfg: DictConfig) -> Denoiser:
+def denoiser(cfg: DictConfig) -> Model:
     """Build the model of a config, without guidance, and load its weights.
 
     Example:
@@ -91,15 +98,24 @@ def denoiser(cfg: DictConfig) -> Denoiser:
         (1, 32, 32)
 
     Args:
-        cfg: Composed from configs/sample.yaml.
+        cfg: Composed from configs/sample.yaml. Its model has `network` and `diffusion` (and `autoencoder`, if it denoises
+            latents), or `denoiser`, which is called with `device`, `precision` and `compiled` and returns a `Model`.
 
     Raises:
         ValueError: If device, precision, network or weights do not fit.
         OSError: If the weights cannot be fetched.
     """
     device = pick_device(cfg.device, cfg.precision)
+    if "denoiser" in cfg.model:
+        arguments: Any = OmegaConf.to_container(cfg.model.denoiser, resolve=True)
+        make = get_object(arguments.pop("_target_"))
+        own: Model = make(**arguments, device=device, precision=cfg.precision, compiled=cfg.compile)
+        return own
     built = network(cfg.model, device, cfg.precision, cfg.compile)
-    return Denoiser(built, instantiate(cfg.model.diffusion), cfg.model.null_label)
+    of_latents = cfg.model.get("autoencoder")
+    # In half precision, large activations of published autoencoders overflow
+    autoencoder = None if of_latents is None else network(of_latents, device, compiled=cfg.compile)
+    return Denoiser(built, instantiate(cfg.model.diffusion), cfg.model.null_label, autoencoder)
 
 
 def job(cfg: DictConfig) -> Job:
@@ -122,24 +138,25 @@ def job(cfg: DictConfig) -> Job:
         OSError: If a file cannot be read or fetched.
     """
     indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
-    model = denoiser(cfg)
-    model.respace(cfg.sampler.steps)  # steps that the schedule cannot have are refused before anything else is loaded
+    model, sampler = denoiser(cfg), instantiate(cfg.sampler)
+    sampler.respace(model)  # steps that the schedule cannot have are refused before anything else is loaded
     techniques = guidance(cfg.guidance, lambda node: network(node, device, cfg.precision, cfg.compile))
-    low_res, low_res_labels = _read_low_res(cfg, model.network, indices)
+    low_res, low_res_labels = _read_low_res(cfg, model, indices)
     return Job(
         model,
         identity(cfg),
         indices,
         techniques,
-        instantiate(cfg.sampler),
+        sampler,
         cfg.seed,
         low_res_labels or choose_labels(cfg, indices, model, techniques),
         low_res,
-        image_size(model.network, cfg.size),
+        model.sample_size(cfg.size),
         cfg.bits,
         cfg.batch_size,
         cfg.duplicates,
         device,
+        choose_prompts(cfg, indices, model),
     )
 
 
@@ -158,16 +175,43 @@ def choose_indices(cfg: DictConfig) -> list[int]:
     return list(cfg.indices)
 
 
-def choose_labels(
-    cfg: DictConfig, indices: Sequence[int], denoiser: Denoiser, guidance: Sequence[Guidance]
-) -> list[int] | None:
+def choose_prompts(cfg: DictConfig, indices: Sequence[int], denoiser: Model) -> list[str] | None:
+    """Return the texts of the samples, or None where the model takes no text.
+
+    Raises:
+        ValueError: If the model takes no text, both `prompt` and `prompts` are given, or the file has too few prompts.
+        OSError: If the file cannot be read.
+    """
+    if not denoiser.takes_text:
+        if cfg.prompt is not None or cfg.prompts is not None:
+            raise ValueError(f"{cfg.model.name} takes no text; leave out prompt and prompts")
+        return None
+    if cfg.prompts is None:
+        if cfg.images_per_prompt != 1:
+            raise ValueError("images_per_prompt needs prompts=FILE; of one prompt, num_samples images are made")
+        return [cfg.prompt or ""] * len(indices)
+    if cfg.prompt is not None:
+        raise ValueError("give either prompt, a text, or prompts, a file; not both")
+    if cfg.images_per_prompt < 1:
+        raise ValueError(f"images_per_prompt must be at least 1, got {cfg.images_per_prompt}")
+    prompts, each = read_prompts(cfg.prompts), cfg.images_per_prompt
+    if max(indices) >= len(prompts) * each:
+        what = f"num_samples={len(indices)}" if cfg.indices is None else f"sample {max(indices)} of indices"
+        raise ValueError(
+            f"{what} needs {-(-(max(indices) + 1) // each)} prompts (images_per_prompt={each}), but {cfg.prompts} has "
+            f"{len(prompts)}; set num_samples={len(prompts) * each}"
+        )
+    return [prompts[index // each] for index in indices]
+
+
+def choose_labels(cfg: DictConfig, indices: Sequence[int], denoiser: Model, guidance: Sequence[Guidance]) -> list[int] | None:
     """Return the labels of the samples, or None where neither network nor guidance has classes.
 
     Raises:
         ValueError: If labels are out of range, or networks disagree on the number of classes.
     """
-    network = denoiser.network
-    classes = {} if network.num_classes is None else {"the model": network.num_classes - (denoiser.null_label is not None)}
+    count, null_label = denoiser.num_classes, denoiser.condition().null_label
+    classes = {} if count is None else {"the model": count - (null_label is not None)}
     for g in guidance:
         if isinstance(g, ClassifierGuidance):
             classes["the classifier"] = g.classifier.num_classes
@@ -177,25 +221,26 @@ def choose_labels(
     labels: Any = OmegaConf.to_object(cfg.labels) if OmegaConf.is_list(cfg.labels) else cfg.labels
     if not classes:
         if labels not in ("random", "none"):
-            raise ValueError(f"this model is unconditional: labels={labels} has no use; leave it out")
+            what = "takes no classes" if denoiser.takes_text else "is unconditional"
+            raise ValueError(f"this model {what}: labels={labels} has no use; leave it out")
         return None
     chosen = sample_labels(labels, cfg.seed, indices, next(iter(classes.values())))
     if chosen is None and "the classifier" in classes:
         raise ValueError("labels=none leaves classifier guidance without a class to guide to; leave one of them out")
-    if chosen is None and network.num_classes is not None:
-        if denoiser.null_label is None:
+    if chosen is None and count is not None:
+        if null_label is None:
             raise ValueError("labels=none needs a model with a null class; this one is class-conditional only")
-        return [denoiser.null_label] * len(indices)
+        return [null_label] * len(indices)
     return chosen
 
 
-def _read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tuple[ImageSource | None, list[int] | None]:
+def _read_low_res(cfg: DictConfig, model: Model, indices: Sequence[int]) -> tuple[ImageSource | None, list[int] | None]:
     """Return the low-resolution images (and labels) of the samples for an upsampling model, else (None, None).
 
     Raises:
         ValueError: If low_res is missing, is not wanted, has fewer images than are asked for, or has unknown labels.
     """
-    upsampling = isinstance(network, UpsamplingUNet)
+    upsampling = isinstance(model, Denoiser) and isinstance(model.network, UpsamplingUNet)
     if upsampling != (cfg.low_res is not None):
         raise ValueError(
             "an upsampling model needs low_res=samples.npz, the low-resolution samples to enlarge"
@@ -210,8 +255,9 @@ def _read_low_res(cfg: DictConfig, network: UNet, indices: Sequence[int]) -> tup
         raise ValueError(
             f"{cfg.low_res} holds {len(images)} images, but sample {max(indices)} is asked for; set num_samples={len(images)}"
         )
-    if labels is not None and network.num_classes is not None and not 0 <= labels.min() <= labels.max() < network.num_classes:
-        raise ValueError(f"{cfg.low_res} has labels outside [0, {network.num_classes}), the classes of {cfg.model.name}")
+    classes = model.num_classes
+    if labels is not None and classes is not None and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{cfg.low_res} has labels outside [0, {classes}), the classes of {cfg.model.name}")
     rows = np.asarray(indices)
     return SelectedImages(images, rows), None if labels is None else labels[rows].tolist()
 

@@ -61,6 +61,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
     notes: list[str] = []
     if not OmegaConf.is_dict(cfg.get("model")):
         return notes
+    _use_short_keys(cfg)
     if "sag" in cfg.model:
         moved = " ".join(f"guidance.sag.{key}={value}" for key, value in (cfg.model.sag or {}).items())
         raise ValueError(f"model.sag is no longer a key; give {moved or 'guidance.sag.scale=...'} instead")
@@ -89,6 +90,16 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
     return notes
 
 
+def _use_short_keys(cfg: DictConfig) -> None:
+    """Put the values of `path` and `negative_prompt` where the model has them."""
+    if cfg.get("path") is not None:
+        cfg.model.checkpoint = cfg.path
+    if cfg.get("negative_prompt") is not None:
+        if "negative_prompt" not in cfg.model.get("denoiser", ()):
+            raise ValueError(f"{cfg.model.name} takes no text; leave out negative_prompt")
+        cfg.model.denoiser.negative_prompt = cfg.negative_prompt
+
+
 def reference_of(recorded: Mapping[str, Any]) -> str | None:
     """Return the reference of a recorded model; None if it belongs to a config of the same name with another network."""
     model = OmegaConf.create(dict(recorded))
@@ -105,16 +116,16 @@ def _base(node: DictConfig, group: str, choice: str) -> tuple[str, DictConfig | 
 
 def _differing(node: DictConfig, base: DictConfig | None) -> list[str]:
     """Return which of network and checkpoint differ from those of a config."""
-    if base is None or "network" not in base:
+    if base is None or not {"network", "denoiser"} & set(base):
         return []
-    same_network = OmegaConf.to_container(node.network) == OmegaConf.to_container(base.network)
+    same_network = node.get("network") == base.get("network")
     same_weights = _same_weights(node.checkpoint, base.checkpoint)
     return [*([] if same_network else ["network"]), *([] if same_weights else ["checkpoint"])]
 
 
 def _same_weights(found: str | None, own: str | None) -> bool:
-    """Return whether a checkpoint belongs to the config: it has the same source, or the file name of the published file."""
-    if found is None or own is None or "://" not in own:
+    """Return whether a checkpoint belongs to the config: it has the same source or, in another folder, the same name."""
+    if found is None or own is None or "/" not in own:
         return found == own
     return PurePosixPath(without_digest(found)).name == PurePosixPath(without_digest(own)).name
 

@@ -22,6 +22,11 @@ class SampleConfig:
     bits: int = MISSING
     labels: Any = MISSING
     low_res: str | None = None
+    path: str | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    images_per_prompt: int = 1
     precision: str = MISSING
     compile: bool = MISSING
     device: str = MISSING

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -85,9 +85,6 @@ class DenoiserLike(Protocol):
     ) -> Condition:
         """Return what the denoiser is told of samples with these labels (N,), small images (N, C, h, w) and N texts."""
 
-    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
-        """Return (h, w) of what is denoised for images of (height, width); by default, for the network's own size."""
-
     def respace(self, steps: int | str | Schedule) -> "DenoiserLike":
         """Return the same denoiser on fewer steps (see `Schedule.respace`), or on another schedule."""
 
@@ -105,6 +102,21 @@ class DenoiserLike(Protocol):
         memory: Memory | None = None,
     ) -> Prediction:
         """Predict the noise in x_t at step t (see `Denoiser.__call__`)."""
+
+
+class Model(DenoiserLike, Protocol):
+    """What `sag.build` makes of a model's config: a denoiser without guidance that knows which inputs it takes."""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the model is told texts."""
+
+    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
+        """Return (h, w) of what is denoised for images of (height, width) pixels; None is the model's own size.
+
+        Raises:
+            ValueError: If there can be no images of this size.
+        """
 
 
 class AutoencoderLike(Protocol):
@@ -136,6 +148,7 @@ class Denoiser:
     diffusion: GaussianDiffusion
     null_label: int | None = None
     autoencoder: AutoencoderLike | None = None
+    takes_text: ClassVar[bool] = False
 
     def condition(
         self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None

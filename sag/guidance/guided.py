@@ -72,10 +72,6 @@ class GuidedDenoiser:
         """Return what the denoiser within is told of samples."""
         return self.denoiser.condition(labels, low_res, texts)
 
-    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
-        """Return (h, w) of what the inner denoiser denoises."""
-        return self.denoiser.sample_size(size)
-
     def respace(self, steps: int | str | Schedule) -> "GuidedDenoiser":
         """Return the same techniques with the inner denoiser respaced."""
         within = self.denoiser.respace(steps)
@@ -197,9 +193,6 @@ class _StandIn:
     def condition(
         self, labels: Tensor | None = None, low_res: Tensor | None = None, texts: Sequence[str] | None = None
     ) -> Condition:
-        raise NotImplementedError
-
-    def sample_size(self, size: Sequence[int] | None = None) -> tuple[int, int]:
         raise NotImplementedError
 
     def respace(self, steps: int | str | Schedule) -> "_StandIn":

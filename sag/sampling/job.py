@@ -38,7 +38,7 @@ class Job:
         seed: In [0, 2**64).
         labels: The class of each of the `indices`, or None for a model without classes.
         low_res: For an upsampling model, the image to enlarge for each of the `indices`.
-        size: (height, width) of what is denoised (see `DenoiserLike.sample_size`); None is the model's own.
+        size: (height, width) of what is denoised (see `Model.sample_size`); None is the model's own.
         bits: 8 or 16, of the stored images.
         batch_size: How many samples are made at once and stored in one shard.
         duplicates: See `sag.sampling.shards.check_shards`.
