@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sag.models import Autoencoder, Classifier, DiT, UNet
 from sag.storage import fetch, without_digest
 from sag.tensor_files import read_tensors
 
@@ -134,11 +133,11 @@ def load_weights(network: nn.Module, source: str) -> tuple[str, ...]:
     return checkpoint.notes
 
 
-def load_network(network: UNet | DiT | Classifier | Autoencoder, source: str) -> tuple[str, ...]:
+def load_network(network: Any, source: str) -> tuple[str, ...]:
     """Load weights into a network, and leave it in float32, frozen and in eval mode.
 
     Args:
-        network: The network. It may be on the meta device.
+        network: A module with `set_precision`, such as `UNet`. It may be on the meta device.
         source: See `read_checkpoint`.
 
     Returns:

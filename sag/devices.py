@@ -3,14 +3,11 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from sag.distributed import Process
-
-if TYPE_CHECKING:
-    from sag.models import Autoencoder, Classifier, DiT, UNet
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,11 +45,11 @@ def pick_device(name: str, precision: str = "float32") -> torch.device:
     return device
 
 
-def set_up(network: "UNet | DiT | Classifier | Autoencoder", device: torch.device, precision: str, compiled: bool) -> None:
+def set_up(network: Any, device: torch.device, precision: str, compiled: bool) -> None:
     """Move a network to its device and precision, and compile it if asked.
 
     Args:
-        network: The network.
+        network: A module with `set_precision`, such as `UNet`.
         device: Where it goes.
         precision: "float32", "bfloat16" or "float16".
         compiled: Whether it is compiled at its first call.

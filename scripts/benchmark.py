@@ -76,7 +76,6 @@ def measure_sampling(cfg: DictConfig) -> "Sampling":
 
     import sag
     from evaluations.benchmark.sampling import benchmark_sampling
-    from sag.diffusion import Denoiser
 
     def random_network(node: DictConfig) -> Any:
         networks.append(instantiate(node.network, _convert_="all").eval().requires_grad_(False))
@@ -84,7 +83,7 @@ def measure_sampling(cfg: DictConfig) -> "Sampling":
 
     networks: list[Any] = []
     torch.manual_seed(0)
-    denoiser = Denoiser(random_network(cfg.model), instantiate(cfg.model.diffusion), cfg.model.null_label)
+    denoiser = sag.build.outline(cfg.model)
     names = [name for name in cfg.guidance if name != "classifier" or cfg.classifier is not None]
     if len(names) < len(cfg.guidance):
         print(f"{cfg.model.name} comes with no classifier: classifier guidance is left out")
@@ -93,7 +92,7 @@ def measure_sampling(cfg: DictConfig) -> "Sampling":
         denoiser,
         dict(zip(names, methods, strict=True)),
         instantiate(cfg.sampler),
-        helpers=networks[1:],
+        helpers=networks,
         batch_size=cfg.batch_size,
         rounds=cfg.rounds,
         precisions=cfg.precisions,

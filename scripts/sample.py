@@ -46,9 +46,8 @@ def describe(cfg: DictConfig, job: "Job", out: str) -> None:
     steps = len(guided.diffusion.schedule)
     passes = sorted({guided.passes(t, job.shape) for t in range(steps)})
     gradients = sum(isinstance(g, ClassifierGuidance) and g.scale != 0 for g in job.guidance)
-    channels, height, width = job.shape
     weights = job.settings["model"]["checkpoint"]
-    print(f"model     {cfg.model.name}: {_parameters(job)}{height}x{width}x{channels}, weights {weights}")
+    print(f"model     {cfg.model.name}: {_parameters(job)}{_size(job)}, weights {weights}")
     print(f"precision {cfg.precision}{', compiled' if cfg.compile else ''}")
     print(f"sampler   {type(job.sampler).__name__}, {steps} steps")
     for name, arguments in cfg.guidance.items():
@@ -56,7 +55,15 @@ def describe(cfg: DictConfig, job: "Job", out: str) -> None:
         print(f"guidance  {name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
     per_step = " to ".join(map(str, passes if len(passes) < 3 else passes[:: len(passes) - 1]))
     print(f"passes    {per_step} per step{f', and {gradients} classifier gradient' if gradients else ''}")
+    if job.prompts is not None:
+        texts = list(dict.fromkeys(job.prompts))
+        print(f"prompts   {len(texts)}: {texts[0]!r}{', ...' if len(texts) > 1 else ''}")
     print(f"samples   {len(job.indices)}, seed {cfg.seed}, in batches of {cfg.batch_size}, to {out}", flush=True)
+
+
+def _size(job: "Job") -> str:
+    denoised, images = ("x".join(map(str, (*shape[1:], shape[0]))) for shape in (job.shape, job.image_shape))
+    return images if denoised == images else f"{images} from latents of {denoised}"
 
 
 def _parameters(job: "Job") -> str:

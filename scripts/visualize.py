@@ -63,7 +63,6 @@ def job_config(cfg: DictConfig) -> DictConfig:
 def main(cfg: DictConfig) -> None:
     """List the layers, or write a PNG and a GIF for each layer asked for."""
     import torch  # here, as --help does without what it and the pictures take to import
-    from hydra.utils import instantiate
 
     from evaluations.study.pictures import draw_gif, draw_strip
 
@@ -72,7 +71,7 @@ def main(cfg: DictConfig) -> None:
             layers = sag.build.denoiser(job_config(cfg)).attention_layers
         else:
             with torch.device("meta"):
-                layers = instantiate(cfg.model.network, _convert_="all").attention_layers
+                layers = sag.build.outline(cfg.model).attention_layers
         print(layer_table(layers))
         return
     if cfg.moments < 1 or not cfg.samples or min(cfg.samples) < 0:

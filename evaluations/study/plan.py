@@ -13,9 +13,8 @@ from evaluations.metrics import COLUMNS
 from evaluations.study.rows import Row
 from sag.build.configs import Config, instantiate
 from sag.devices import device_name, pick_device, seconds, set_up
-from sag.diffusion import Denoiser
 from sag.guidance import ClassifierGuidance, GuidedDenoiser
-from sag.models import UNet, image_size
+from sag.models import Network
 
 GRADIENT = 3  # a forward and a backward pass, in forward passes
 CPU_BATCH_FLOP = 2.5e11  # on a CPU the timed batch takes this much, or is 4: seconds, not minutes
@@ -112,18 +111,18 @@ def _published(facts: Config | None) -> str:
 def _cost(row: Row, flop_per_second: float) -> Cost:
     cfg = row.cfg
     with torch.device("meta"):
-        network = instantiate(cfg.model.network, _convert_="all")
+        denoiser = sag.build.outline(cfg.model)
         guidance = sag.build.guidance(cfg.guidance, lambda node: instantiate(node.network, _convert_="all"))
-    denoiser = Denoiser(network, instantiate(cfg.model.diffusion), cfg.model.null_label)
     guided = GuidedDenoiser(instantiate(cfg.sampler).respace(denoiser), guidance)
     steps = len(guided.diffusion.schedule)
-    height, width = image_size(network, cfg.size)
-    passes = sum(guided.passes(t, (network.image_channels, height, width)) for t in range(steps))
-    inputs = _inputs(network, (height, width), 1, torch.device("meta"))
-    flop = passes * _forward_flop(network, inputs)
+    size = denoiser.sample_size(cfg.size)
+    passes = sum(guided.passes(t, (denoiser.shape[0], *size)) for t in range(steps))
+    inputs = _inputs(denoiser.network, size, 1, torch.device("meta"))
+    flop = passes * _forward_flop(denoiser.network, inputs)
     for g in guidance:
         if isinstance(g, ClassifierGuidance):
             flop += GRADIENT * steps * _forward_flop(g.classifier, inputs[:2])
+    height, width = (length * (1 if denoiser.autoencoder is None else denoiser.autoencoder.factor) for length in size)
     disk = 2 * cfg.num_samples * 3 * height * width * cfg.bits // 8  # shards and npz
     return Cost(row, passes, flop * cfg.num_samples / flop_per_second / 3600, disk / 1e9)
 
@@ -134,7 +133,7 @@ def _forward_flop(network: Any, inputs: Sequence[torch.Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
-def _inputs(network: UNet, size: tuple[int, int], batch: int, device: torch.device) -> list[torch.Tensor]:
+def _inputs(network: Network, size: tuple[int, int], batch: int, device: torch.device) -> list[torch.Tensor]:
     x_t = torch.zeros(batch, network.image_channels, *size, device=device)
     labels = [] if network.num_classes is None else [torch.zeros(batch, dtype=torch.int64, device=device)]
     return [x_t, torch.zeros(batch, device=device), *labels]
@@ -142,10 +141,10 @@ def _inputs(network: UNet, size: tuple[int, int], batch: int, device: torch.devi
 
 def _rate(cfg: Config, device: torch.device) -> float:
     """FLOP/s of a row's network in a forward pass with its batch size (on a CPU a smaller one, where that is slow)."""
-    network = instantiate(cfg.model.network, _convert_="all").eval().requires_grad_(False)
+    denoiser = sag.build.outline(cfg.model)
+    network, size = denoiser.network, denoiser.sample_size(cfg.size)
     with torch.device("meta"):
-        outline = instantiate(cfg.model.network, _convert_="all")
-    size = image_size(network, cfg.size)
+        outline = sag.build.outline(cfg.model).network
     flop = _forward_flop(outline, _inputs(outline, size, 1, torch.device("meta")))
     set_up(network, device, cfg.precision, cfg.compile)
     batch: int = cfg.batch_size if device.type == "cuda" else min(cfg.batch_size, max(4, int(CPU_BATCH_FLOP // flop)))

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from sag.build.objects import guidance as guidance
     from sag.build.objects import job as job
     from sag.build.objects import network as network
+    from sag.build.objects import outline as outline
     from sag.build.sample_config import SampleConfig as SampleConfig
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(  # composing needs no torch, which takes a second to import
     __name__,
     submod_attrs={
         "composing": ["compose", "identity", "out_folder", "register"],
-        "objects": ["denoiser", "guidance", "job", "network"],
+        "objects": ["denoiser", "guidance", "job", "network", "outline"],
         "sample_config": ["SampleConfig"],
     },
 )

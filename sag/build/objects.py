@@ -118,6 +118,33 @@ def denoiser(cfg: DictConfig) -> Model:
     return Denoiser(built, instantiate(cfg.model.diffusion), cfg.model.null_label, autoencoder)
 
 
+def outline(model: DictConfig) -> Denoiser:
+    """Build a model without its weights, on torch's default device: random numbers, or none on the device "meta".
+
+    Example:
+        >>> import sag, torch
+        >>> with torch.device("meta"):
+        ...     outline = sag.build.outline(sag.compose("sample", ["model=adm_imagenet256"]).model)
+        >>> sum(p.numel() for p in outline.network.parameters())
+        553838086
+
+    Args:
+        model: A config of the group model.
+
+    Raises:
+        ValueError: If the config does not describe a network, as those of models in folders.
+    """
+    if "network" not in model:
+        raise ValueError(f"the networks of {model.name} are known only once their files are loaded; sample some images instead")
+    of_latents = model.get("autoencoder")
+    return Denoiser(
+        instantiate(model.network, _convert_="all").eval().requires_grad_(False),
+        instantiate(model.diffusion),
+        model.null_label,
+        None if of_latents is None else instantiate(of_latents.network, _convert_="all").eval().requires_grad_(False),
+    )
+
+
 def job(cfg: DictConfig) -> Job:
     """Load and check all that a config names.
 

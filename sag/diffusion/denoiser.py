@@ -10,7 +10,7 @@ from torch import Tensor
 from sag.diffusion.condition import Condition, check_condition
 from sag.diffusion.gaussian import GaussianDiffusion
 from sag.diffusion.schedule import Schedule
-from sag.models import Attend, Attention, AttentionLayer, DiT, UNet, UpsamplingUNet, image_size
+from sag.models import Attend, Attention, AttentionLayer, Network, UpsamplingUNet, image_size
 
 
 class Remembered(NamedTuple):
@@ -144,7 +144,7 @@ class Denoiser:
         autoencoder: What turns latents into images, if the network denoises latents.
     """
 
-    network: UNet | DiT
+    network: Network
     diffusion: GaussianDiffusion
     null_label: int | None = None
     autoencoder: AutoencoderLike | None = None
