@@ -17,7 +17,7 @@ from typing_extensions import override
 from sag.build.arguments import read_arguments
 from sag.build.composing import check_keys, register, settle_config
 from sag.build.groups import CONFIGS
-from sag.build.messages import check_choices, explain, sentence
+from sag.build.messages import check_choices, explain, sentence, user_errors
 from sag.distributed import Process
 from sag.memory import keep_memory
 
@@ -66,13 +66,6 @@ def run(main: Main, config_name: str, schema: type, failed: Callable[[DictConfig
             raise ValueError(explain(error, config_name, schema, overrides)) from error
 
     _report(start, full)
-
-
-def user_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors that are a user's to mend; those of libraries that are not imported cannot occur."""
-    of_libraries = {"torch": "OutOfMemoryError", "blobfile": "Error"}
-    found = [getattr(sys.modules[module], name) for module, name in of_libraries.items() if module in sys.modules]
-    return (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, *found)
 
 
 class _Screen(logging.Handler):

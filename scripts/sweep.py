@@ -14,9 +14,9 @@ from omegaconf import MISSING, DictConfig
 from typing_extensions import override
 
 from sag.build import SampleConfig
-from sag.build.messages import sentence
+from sag.build.messages import sentence, user_errors
 from sag.distributed import Process, Stop
-from scripts.common import run, user_errors
+from scripts.common import run
 
 if TYPE_CHECKING:
     from evaluations.study.rows import Row

@@ -18,6 +18,7 @@ FUNCTIONS = {  # what programs call
     "reproduce": "evaluations.study.reproduce.reproduce",
     "sweep": "evaluations.study.sweep.score_point",
     "demo": "evaluations.study.compare.compare",
+    "web": "evaluations.web.comparison.SideBySide",
     "make_reference": "evaluations.reference.make_reference",
     "download": "evaluations.model_downloads.download",
     "benchmark part=sampling": "evaluations.benchmark.sampling.benchmark_sampling",

@@ -24,6 +24,7 @@ PARAMETERS = {
     "sag.diffusion.GaussianDiffusion": "schedule variance prediction clip_denoised",
     "sag.diffusion.Schedule": "signal noise tau",
     "sag.diffusion.sample": "denoiser sampler x_T condition noise",
+    "evaluations.web.comparison.SideBySide": "overrides config_dir count",
     "sag.guidance.BlurGuidance": "scale blur_sigma blur_kernel branch interval",
     "sag.guidance.ClassifierFreeGuidance": "scale interval",
     "sag.guidance.ClassifierGuidance": "classifier scale interval",
@@ -49,6 +50,8 @@ KEYS = {
     "sweep": "model classifier sampler guidance num_samples batch_size seed indices size bits labels low_res precision "
     "compile device out duplicates name scoring objective results",
     "train": "model classifier task data settings size start compile device save_minutes log_every grid_steps out",
+    "web": "model classifier sampler guidance seed indices size labels low_res precision compile device host port browser "
+    "moments classes",
     "visualize": "model classifier sampler guidance samples seed size labels layers moments precision device out list",
 }
 
@@ -61,7 +64,7 @@ def test_functions_and_classes_keep_their_names_and_parameters(name):
     assert found[: len(agreed)] == agreed
 
 
-def test_there_are_13_programs():
+def test_there_are_14_programs():
     assert {path.stem for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()} == KEYS.keys()
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,13 @@ from sag.build.arguments import hint_of
 from sag.build.checks import SETTINGS, fits, refused
 from sag.build.groups import CONFIGS, EXPERIMENT, choices, is_group, load_config
 from sag.build.tables import experiments, store_experiments
+
+
+def user_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors that are a user's to mend; those of libraries that are not imported cannot occur."""
+    of_libraries = {"torch": "OutOfMemoryError", "blobfile": "Error"}
+    found = [getattr(sys.modules[module], name) for module, name in of_libraries.items() if module in sys.modules]
+    return (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, *found)
 
 
 def sentence(error: BaseException) -> str:

@@ -145,7 +145,7 @@ def outline(model: DictConfig) -> Denoiser:
     )
 
 
-def job(cfg: DictConfig) -> Job:
+def job(cfg: DictConfig, model: Model | None = None) -> Job:
     """Load and check all that a config names.
 
     Example:
@@ -156,6 +156,7 @@ def job(cfg: DictConfig) -> Job:
 
     Args:
         cfg: Composed from configs/sample.yaml.
+        model: The model of the config, if it is built already; None builds it.
 
     Returns:
         What `sag.sampling.run` takes.
@@ -165,7 +166,7 @@ def job(cfg: DictConfig) -> Job:
         OSError: If a file cannot be read or fetched.
     """
     indices, device = choose_indices(cfg), pick_device(cfg.device, cfg.precision)
-    model, sampler = denoiser(cfg), instantiate(cfg.sampler)
+    model, sampler = model or denoiser(cfg), instantiate(cfg.sampler)
     sampler.respace(model)  # steps that the schedule cannot have are refused before anything else is loaded
     techniques = guidance(cfg.guidance, lambda node: network(node, device, cfg.precision, cfg.compile))
     low_res, low_res_labels = _read_low_res(cfg, model, indices)
