@@ -112,6 +112,25 @@ class DDPM(Sampler):
         return Step(t, x, x_0)
 
 
+def clean_and_noise(diffusion: GaussianDiffusion, x_t: Tensor, t: int, prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Return the clean image, clamped where `clip_denoised` says so, and the noise that a prediction splits x_t into.
+
+    A classifier's score changes both, as in arXiv:2105.05233, Alg. 2.
+
+    Args:
+        diffusion: The diffusion, respaced.
+        x_t: (N, C, H, W) float32.
+        t: The step.
+        prediction: The denoiser's prediction from x_t.
+    """
+    x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
+    eps = diffusion.eps_from_x0(x_t, t, x_0)
+    if prediction.score is not None:
+        eps = eps - float(diffusion.schedule.noise[t]) * prediction.score
+        x_0 = diffusion.x0_from_eps(x_t, t, eps)
+    return x_0, eps
+
+
 @dataclass(frozen=True)
 class DDIM(Sampler):
     """The implicit sampler (arXiv:2010.02502, Eq. 12), with classifier guidance as in arXiv:2105.05233, Alg. 2.
@@ -137,11 +156,7 @@ class DDIM(Sampler):
         predict: Predict | None = None,
     ) -> Step:
         schedule = diffusion.schedule
-        x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
-        eps = diffusion.eps_from_x0(x_t, t, x_0)
-        if prediction.score is not None:
-            eps = eps - float(schedule.noise[t]) * prediction.score
-            x_0 = diffusion.x0_from_eps(x_t, t, eps)
+        x_0, eps = clean_and_noise(diffusion, x_t, t, prediction)
         sigma = self.eta * float(schedule.posterior_variance[t]) ** 0.5
         x = float(schedule.signal_prev[t]) * x_0 + (float(schedule.variance_prev[t]) - sigma**2) ** 0.5 * eps
         if t > 0 and sigma > 0:
