@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ UNSETTLING = ("out", "device", "duplicates", "published", "path", "negative_prom
 """Keys that determine nothing about the samples, or are short for a key of the model."""
 LATER = {"prompt": None, "prompts": None, "images_per_prompt": 1}
 """Keys that former versions did not have, at values that change nothing; without them, hashes of settings stay the same."""
+LATER_OF_GUIDANCE = {"channels": "all"}
+"""Such keys of techniques."""
 _SCHEMAS: dict[str, type] = {}
 
 
@@ -150,8 +152,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     if settings.get("prompts") is not None:  # what the file says counts, not where it is
         settings["prompts"] = {"file": Path(cfg.prompts).name, "sha256": digest_of(read_prompts(cfg.prompts))}
-    kept = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+    kept = _without(settings, LATER)
+    kept["guidance"] = {name: _without(technique, LATER_OF_GUIDANCE) for name, technique in settings["guidance"].items()}
     return {key: _without_digests(value) for key, value in kept.items() if key not in UNSETTLING}
+
+
+def _without(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those that have these values."""
+    return {key: value for key, value in settings.items() if key not in values or value != values[key]}
 
 
 def _without_digests(value: Any) -> Any:
