@@ -1,6 +1,7 @@
 """Rows of the tables in configs/table/, and the experiments, which are the rows of the papers' tables.
 
-A row is a list of overrides of configs/sample.yaml, or a mapping that has them as `settings` beside the published numbers.
+A row is a list of overrides of configs/sample.yaml, or a mapping that has them as `settings` beside the published numbers. Such
+a row may have a `source` of its own, and `secondhand: true` if its numbers were not read there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,8 +34,11 @@ def published_numbers(table: Mapping[str, Any], row: str) -> dict[str, Any] | No
         row: The name of the row.
     """
     facts = table["rows"][row]
-    values = {key: value for key, value in facts.items() if key != "settings"} if isinstance(facts, Mapping) else {}
-    return {**table["published"], "values": values} if values else None
+    if not isinstance(facts, Mapping):
+        return None
+    own = {key: facts[key] for key in ("source", "secondhand") if key in facts}
+    values = {key: value for key, value in facts.items() if key not in ("settings", *own)}
+    return {**table["published"], **own, "values": values} if values else None
 
 
 @cache

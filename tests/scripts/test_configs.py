@@ -8,6 +8,9 @@ from hydra.utils import instantiate
 import sag
 from sag.build.groups import choices, load_config
 from sag.checkpoints import load_checkpoint
+from sag.diffusion import Denoiser
+from sag.guidance import GuidedDenoiser
+from sag.models import DiT, SiT
 from sag.storage import without_digest
 
 MODELS = [name for name in choices("model") if name != "flags"]
@@ -28,6 +31,11 @@ GOLDEN_OF = {
     "iddpm_cifar10": IDDPM["iddpm_cifar10_uncond"],
     "iddpm_lsun_bedroom_1200k": IDDPM["iddpm_lsun_bedroom"],
     "iddpm_lsun_bedroom_2400k": IDDPM["iddpm_lsun_bedroom"],
+}
+TRANSFORMERS = {  # image size and the end of the address; tests/models/test_dit.py compares their entries
+    "dit_xl2_256": (256, "DiT-XL-2-256x256.pt"),
+    "dit_xl2_512": (512, "DiT-XL-2-512x512.pt"),
+    "sit_xl2_256": (256, "SiT-XL-2-256.pt?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0"),
 }
 BUNDLED = ["fashion32", "fashion32_weak"]
 FILES = {
@@ -62,11 +70,11 @@ def composed(*overrides):
 
 
 def test_there_is_a_config_for_every_published_checkpoint():
-    assert sorted([*GOLDEN_OF, *BUNDLED]) == MODELS
+    assert sorted([*GOLDEN_OF, *BUNDLED, *TRANSFORMERS]) == MODELS
     assert sorted([*(f"adm_imagenet{size}" for size in (64, 128, 256, 512)), "fashion32"]) == CLASSIFIERS
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*GOLDEN_OF, *BUNDLED])
 def test_a_model_config_builds_the_published_network_and_schedule(name):
     cfg = composed(f"model={name}")
     with torch.device("meta"):
@@ -85,6 +93,38 @@ def test_a_model_config_builds_the_published_network_and_schedule(name):
     counted = 1000 if flags.get("rescale_timesteps", False) else diffusion.schedule.training_steps
     assert diffusion.schedule.tau[-1] == pytest.approx(counted * (1 - 1 / diffusion.schedule.training_steps))
     assert cfg.model.diffusion.schedule._target_.endswith(flags["noise_schedule"])
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformers_config_builds_network_autoencoder_and_diffusion(name):
+    cfg = composed(f"model={name}", "guidance=[cfg,sag]")
+    pixels, file = TRANSFORMERS[name]
+    assert (cfg.model.name, cfg.model.checkpoint.rpartition("/")[2]) == (name, file)
+    with torch.device("meta"):
+        network = instantiate(cfg.model.network, _convert_="all")
+        autoencoder = instantiate(cfg.model.autoencoder.network, _convert_="all")
+    denoiser = Denoiser(network, instantiate(cfg.model.diffusion), cfg.model.null_label, autoencoder)
+    assert denoiser.shape == (4, pixels // 8, pixels // 8)
+    assert denoiser.sample_size([pixels, 2 * pixels]) == (pixels // 8, pixels // 4)
+    with pytest.raises(ValueError, match="both divisible by 16"):
+        denoiser.sample_size([pixels, pixels + 8])
+    assert (denoiser.num_classes, denoiser.null_label, autoencoder.scale) == (1001, 1000, 0.18215)
+    guidance = [instantiate(node, _convert_="all") for node in cfg.guidance.values()]
+    guided = GuidedDenoiser(denoiser.respace(cfg.sampler.steps), guidance)
+    assert len(guided.diffusion.schedule) == 250
+    assert (cfg.guidance.cfg.channels, cfg.guidance.sag.blur_sigma, cfg.guidance.sag.blur_kernel) == (3, 1, 9)
+    flow = name.startswith("sit")
+    assert type(network) is (SiT if flow else DiT)
+    assert guided.diffusion.schedule.tau[-1] == (1 if flow else 999)
+    assert (guided.diffusion.variance, guided.diffusion.prediction) == ((None, "flow") if flow else ("learned_range", "eps"))
+    assert not guided.diffusion.clip_denoised
+
+
+@pytest.mark.parametrize("sampler", [["heun"], ["euler_maruyama"], ["ddim", "sampler.steps=50"]])
+def test_a_flow_is_sampled_from_pure_noise(sampler):
+    cfg = composed("model=sit_xl2_256", f"sampler={sampler[0]}", *sampler[1:])
+    denoiser = Denoiser(None, instantiate(cfg.model.diffusion))
+    assert instantiate(cfg.sampler).respace(denoiser).diffusion.schedule.noise[-1] == 1
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in BUNDLED])

@@ -60,12 +60,19 @@ PUBLISHED = {
     "ablation_mask_high_frequency": (5.74, None, 148.87, None, None),
     "ablation_mask_random": (5.68, None, 148.99, None, None),
     "ablation_mask_attention": (5.47, None, 151.12, None, None),
+    "dit256": (9.62, 6.85, 121.50, 0.67, 0.67),
+    "dit256_cfg_1.25": (3.22, 5.28, 201.77, 0.76, 0.62),
+    "dit256_cfg_1.5": (2.27, 4.60, 278.24, 0.83, 0.57),
+    "dit256_cfg_1.5_sag": (2.16, None, None, None, None),
+    "dit512": (12.03, 7.12, 105.25, 0.75, 0.64),
+    "dit512_cfg_1.25": (4.64, 5.77, 174.77, 0.81, 0.57),
+    "dit512_cfg_1.5": (3.04, 5.02, 240.82, 0.84, 0.54),
     "ablation_sigma_1": (5.58, None, None, None, None),
     "ablation_sigma_3": (5.47, None, None, None, None),
     "ablation_sigma_9": (5.70, None, None, None, None),
     "ablation_sigma_27": (5.80, None, None, None, None),
 }
-SECONDHAND = ("iddpm", "ablation")
+SECONDHAND = ("iddpm", "ablation", "dit256_cfg_1.25", "dit256_cfg_1.5_sag")
 BASELINES = (  # of ADM's paper
     *("imagenet64", "imagenet512", "lsun_bedroom_1000", "lsun_horse_1000", "lsun_cat_1000"),
     *("imagenet256_classifier", "imagenet256_uncond_classifier"),
@@ -112,7 +119,20 @@ def test_published_numbers_are_those_of_the_papers(experiments):
         assert found[name].num_samples == 50000
         assert found[name].get("secondhand", False) == name.startswith(SECONDHAND), name
         source = "arXiv:2105.05233" if name in BASELINES else "arXiv:2210.00939"
+        if name.startswith("dit") and not name.endswith("sag"):
+            source = "arXiv:2212.09748"
         assert (found[name].source, found[name].extractor) == (source, EXTRACTOR), name
+
+
+def test_dit_is_guided_as_in_its_paper(experiments):
+    """Its cfg is 1 + scale, and guides 3 of the 4 channels."""
+    for name in (name for name in PUBLISHED if name.startswith("dit")):
+        cfg = experiments[name]
+        _, number, *with_sag = name.replace("_cfg", "").split("_") + (["1"] if "cfg" not in name else [])
+        assert list(cfg.guidance) == [*(["cfg"] if "cfg" in name else []), *with_sag], name
+        assert "cfg" not in name or (1 + cfg.guidance.cfg.scale, cfg.guidance.cfg.channels) == (float(number), 3), name
+        assert (cfg.sampler._target_, cfg.sampler.steps, cfg.num_samples) == ("sag.diffusion.DDPM", 250, 50000)
+        assert cfg.model.name == f"dit_xl2_{name[3:6]}"
 
 
 def test_published_settings_are_those_of_the_papers(experiments):
