@@ -112,10 +112,11 @@ class SchedulerSampler(Sampler):
         unknown = [name for name in self.options if not any(name in names for names in known)]
         if unknown:
             raise ValueError(f"{self.scheduler} has no option {unknown[0]!r}; it has {', '.join(sorted(known[0] - {'self'}))}")
-        config: dict[str, Any] = {"num_train_timesteps": training.training_steps}
-        if training.variances is not None:
-            config["trained_betas"] = training.variances.tolist()
-        config |= dict(getattr(training, "config", {}))
+        if isinstance(training, TrainingSchedule):
+            config = dict(training.config)
+        else:
+            betas = None if training.variances is None else training.variances.tolist()
+            config = {"num_train_timesteps": training.training_steps, "trained_betas": betas}
         config |= {"prediction_type": TYPES[prediction], "clip_sample": False, "use_flow_sigmas": prediction == "flow"}
         arguments = {**config, **self.options}
         try:
@@ -363,9 +364,10 @@ def _tau(name: str, kind: str, signal: Table, noise: Table, told: Table, trainin
         raise ValueError(f"{name} is for {of}, and this is {this}")
     own = np.arctan2(training.noise, training.signal)  # from 0 (image) to pi / 2 (noise)
     if flow:
-        return noise * (training.tau[-1] / training.noise[-1])
+        return noise * float(training.tau[-1] / training.noise[-1])
+    tau: Table
     if kind == "edm":  # its networks are told log(sigma) / 4
-        tau: Table = np.interp(np.arctan2(noise, signal), own, training.tau)
+        tau = np.interp(np.arctan2(noise, signal), own, training.tau)
         return tau
     tau = np.interp(told, training.timesteps, training.tau)
     if np.median(np.abs(np.interp(tau, training.tau, own) - np.arctan2(noise, signal))) > 0.05:
