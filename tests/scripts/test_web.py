@@ -11,12 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+import sag
 from evaluations.web.comparison import SideBySide
+from evaluations.web.page import page, serve
 from sag.build import SampleConfig
 from sag.build.messages import sentence, user_errors
+from sag.diffusion import Denoiser
 from scripts import sample, web
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -108,6 +112,46 @@ def test_a_bad_value_is_one_sentence(pair, chosen, message):
     assert re.search(message, sentence(error.value))
 
 
+class Counted(Denoiser):
+    """A model of texts: fashion32, which draws the class that is the number of words."""
+
+    takes_text = True
+    num_classes = None
+
+    def condition(self, labels=None, low_res=None, texts=None):
+        labels = None if texts is None else torch.tensor([len(text.split()) for text in texts])
+        return super().condition(labels, low_res)
+
+
+def counted(device, precision, compiled):
+    """What the config of a model of texts names."""
+    known = sag.build.denoiser(sag.compose("sample", ["device=cpu"]))
+    return Counted(known.network, known.diffusion, known.null_label)
+
+
+TEXT_MODEL = """
+name: counted
+checkpoint: null
+reference: null
+denoiser: {_target_: test_web.counted}
+null_label: null
+steps: 2
+"""
+
+
+def test_a_model_of_texts_has_a_prompt_and_the_command_its_folder_of_configs(tmp_path, repeat):
+    (tmp_path / "configs/model").mkdir(parents=True)
+    (tmp_path / "configs/model/counted.yaml").write_text(TEXT_MODEL)
+    given = ["model=counted", "prompt=a red dog", "device=cpu", "guidance.sag.blur_sigma=1"]
+    pair = SideBySide(given, tmp_path / "configs", count=1)
+    assert (pair.start.prompt, pair.start.label, pair.num_classes) == ("a red dog", None, None)
+    for prompt in ("two, words=2", "'quoted' \"twice\"", ""):
+        compared = pair.compare(replace(pair.start, prompt=prompt))
+        assert np.array_equal(repeat(compared.command), compared.on), prompt
+    prompts = [control for control in page(pair).blocks.values() if getattr(control, "elem_id", None) == "prompt"]
+    assert [(prompt.visible, prompt.value) for prompt in prompts] == [(True, "a red dog")]
+
+
 @pytest.fixture
 def program(run_script):
     return lambda *arguments: run_script(web.main, "web", web.WebConfig, "device=cpu", *arguments)
@@ -162,8 +206,6 @@ def choose(tab, control, value):
 @pytest.fixture
 def served(pair, monkeypatch):
     """The page, and the addresses of other machines that its process asked for."""
-    from evaluations.web.page import serve
-
     asked, connect = [], socket.socket.connect
 
     def watched(self, address):
@@ -172,9 +214,9 @@ def served(pair, monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
-    page = serve(pair, port=0)
-    yield page.local_url, asked
-    page.close()
+    blocks = serve(pair, port=0)
+    yield blocks.local_url, asked
+    blocks.close()
 
 
 @pytest.mark.slow
