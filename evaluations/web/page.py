@@ -2,9 +2,11 @@
 
 import html
 import logging
+import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,20 +49,21 @@ def serve(
         ValueError: If the port is in use, the host is not one of this machine, or there is not one name for each class.
     """
     blocks = page(pair, names)
-    blocks.launch(
-        server_name=host,
-        server_port=free_port(host, port),
-        inbrowser=browser,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        ssr_mode=False,
-        mcp_server=False,
-        run_history=False,
-        footer_links=[],
-        theme=_theme(),
-        css_paths=STYLE,
-    )
+    with _no_proxy(host):
+        blocks.launch(
+            server_name=host,
+            server_port=free_port(host, port),
+            inbrowser=browser,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            mcp_server=False,
+            run_history=False,
+            footer_links=[],
+            theme=_theme(),
+            css_paths=STYLE,
+        )
     return blocks
 
 
@@ -78,6 +81,21 @@ def free_port(host: str, port: int) -> int:
         raise ValueError(
             f"the page cannot be served at {host}:{port} ({reason}); give another port=..., or port=0 for any free one"
         ) from error
+
+
+@contextmanager
+def _no_proxy(host: str) -> Iterator[None]:
+    """Let Gradio, which asks its own server whether it has started, do so past a proxy of the environment."""
+    before = os.environ.get("no_proxy")
+    others = before if before is not None else os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = ",".join(filter(None, [others, host, "localhost"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def page(pair: SideBySide, names: Sequence[str] | None = None) -> gr.Blocks:
@@ -144,10 +162,12 @@ def page(pair: SideBySide, names: Sequence[str] | None = None) -> gr.Blocks:
             "inputs": list(controls.values()),
             "outputs": [pictures, masks, command, problem],
             "show_progress_on": pictures,
+            "concurrency_limit": 1,  # for both buttons together
+            "concurrency_id": "model",
         }
         gr.on([run.click, controls["seed"].submit, controls["prompt"].submit], **asked)
         other.click(lambda: str(secrets.randbelow(SEEDS)), outputs=controls["seed"], show_progress="hidden").then(**asked)
-    blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+    blocks.queue(max_size=WAITING)
     return blocks
 
 

@@ -214,6 +214,8 @@ def served(pair, monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://203.0.113.1:3128")  # nobody answers there
     blocks = serve(pair, port=0)
     yield blocks.local_url, asked
     blocks.close()
