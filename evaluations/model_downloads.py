@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sag.build.groups import choices, load_config
 from sag.storage import cached, fetch, remote_size, without_digest
@@ -11,6 +12,7 @@ from sag.storage import cached, fetch, remote_size, without_digest
 PARTS = ("checkpoint", "classifier", "reference", "inception")
 _ADDRESSES = (
     ("checkpoint", "model", "checkpoint"),
+    ("checkpoint", "model", "autoencoder.checkpoint"),
     ("classifier", "classifier", "checkpoint"),
     ("reference", "model", "reference"),
 )
@@ -43,8 +45,8 @@ def download(what: str | Sequence[str], parts: Sequence[str] = PARTS, *, dry_run
 
     Args:
         what: A model, several, or "all".
-        parts: Which of `PARTS`: the model's weights, those of the classifier published with it, the images to compare with,
-            and the network that FID needs.
+        parts: Which of `PARTS`: the weights of the model and of its autoencoder, those of the classifier published with it,
+            the images to compare with, and the network that FID needs.
         dry_run: Whether to download nothing, and only say what is there and how large the rest is.
 
     Raises:
@@ -79,7 +81,9 @@ def _addresses(names: Sequence[str], parts: Sequence[str]) -> Iterator[str]:
     for name in names:
         for part, group, key in _ADDRESSES:
             config = load_config(group, name) if part in parts else None
-            source = None if config is None else config.get(key)
+            source: Any = config
+            for part_of_key in key.split("."):
+                source = source.get(part_of_key) if source is not None else None
             if source is not None and "://" in source:
                 yield source
 

@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     import torch  # these take a second, which --help does without
 
     from sag.checkpoints import load_weights, log_notes
-    from sag.models import UNet
+    from sag.models import DiT, UNet
     from sag.training import Pictures, Settings, train
     from sag.training.runner import check_place
 
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
         log_notes(cfg.start, load_weights(network, cfg.start))
     size = None if cfg.size is None else tuple(cfg.size)
     pictures = None
-    if cfg.grid_steps != 0 and isinstance(network, UNet):
+    if cfg.grid_steps != 0 and isinstance(network, UNet | DiT):
         pictures = Pictures(instantiate(cfg.model.diffusion), cfg.model.null_label, size, cfg.grid_steps)
     with Screen() as screen:
         train(

@@ -163,14 +163,15 @@ class DiT(nn.Module):
             {"mlp": nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))}
         )
         if num_classes is not None:
-            rows = 0.02 * torch.randn(num_classes, width)  # without rows, nn.Embedding imports the compiler on "meta"
+            rows = torch.empty(num_classes, width)  # without rows, nn.Embedding imports the compiler on "meta"
             self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding.from_pretrained(rows, freeze=False)})
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.final_layer = _FinalLayer(width, out_channels * patch**2)
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", self._exact_positions(self.lowest_resolution, self.lowest_resolution))
+        self.register_buffer("pos_embed", torch.empty(1, self.lowest_resolution**2, width))
         self._positions_known = True
-        self._initialise()
+        if not self.pos_embed.is_meta:  # arithmetic there imports the compiler
+            self._initialise()
         self.set_precision(torch.float32)
 
     def _initialise(self) -> None:
@@ -178,11 +179,15 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for layer in (self.t_embedder["mlp"][0], self.t_embedder["mlp"][2]):  # type: ignore[index]
+        embeddings = [self.t_embedder["mlp"][0], self.t_embedder["mlp"][2]]  # type: ignore[index]
+        if self.num_classes is not None:
+            embeddings.append(self.y_embedder["embedding_table"])
+        for layer in embeddings:
             nn.init.normal_(layer.weight, std=0.02)
         for block in self.blocks:
             zero(block.adaLN_modulation)  # type: ignore[arg-type]
         zero(self.final_layer)
+        self.pos_embed.copy_(self._exact_positions(self.lowest_resolution, self.lowest_resolution))
 
     def _exact_positions(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
         channels = next(iter(self.attention_layers.values())).channels

@@ -22,7 +22,7 @@ class Pictures:
     """Draws a grid of samples after each checkpoint, with the slowest average of the weights: `saved` of `train`.
 
     Args:
-        diffusion: The diffusion of the network, a `UNet`.
+        diffusion: The diffusion of the network, a `UNet` or a `DiT`.
         null_label: The class that means "no class", which is not drawn.
         size: (height, width) of the images; None is the network's own.
         steps: The number of DDIM steps.
@@ -52,13 +52,14 @@ class Pictures:
         network: Any = copy.deepcopy(trainer.network)
         network.load_state_dict(trainer.averaged(max(trainer.ema)))
         network.eval().requires_grad_(False)
-        denoiser = Denoiser(network, self.diffusion, self.null_label).respace(f"ddim{self.steps}")
+        # A constant stride leaves out the last steps, which are noise for all other schedules than flows
+        steps = self.steps if self.diffusion.schedule.variances is None else f"ddim{self.steps}"
+        denoiser = Denoiser(network, self.diffusion, self.null_label).respace(steps)
         shape = (network.in_channels, *image_size(network, self.size))
         noise = SampleNoise(0, range(GRID), shape, trainer.device)
         labels = None
         if network.num_classes is not None:
             labels = torch.arange(GRID, device=trainer.device) % (network.num_classes - (self.null_label is not None))
-        sampler = DDIM(f"ddim{self.steps}")
-        *_, last = sample(denoiser, sampler, noise.initial(), denoiser.condition(labels), noise=noise.step)
+        *_, last = sample(denoiser, DDIM(steps), noise.initial(), denoiser.condition(labels), noise=noise.step)
         with trainer.writer(f"grid{trainer.step:06d}.png") as file:
             Image.fromarray(picture(quantise(last.x))).save(file, "PNG")
