@@ -17,7 +17,6 @@ from playwright.sync_api import expect, sync_playwright
 
 import sag
 from evaluations.web.comparison import SideBySide
-from evaluations.web.page import page, serve
 from sag.build import SampleConfig
 from sag.build.messages import sentence, user_errors
 from sag.diffusion import Denoiser
@@ -140,6 +139,8 @@ steps: 2
 
 
 def test_a_model_of_texts_has_a_prompt_and_the_command_its_folder_of_configs(tmp_path, repeat):
+    from evaluations.web.page import page  # here, as Gradio takes seconds to import, in every worker
+
     (tmp_path / "configs/model").mkdir(parents=True)
     (tmp_path / "configs/model/counted.yaml").write_text(TEXT_MODEL)
     given = ["model=counted", "prompt=a red dog", "device=cpu", "guidance.sag.blur_sigma=1"]
@@ -206,6 +207,8 @@ def choose(tab, control, value):
 @pytest.fixture
 def served(pair, monkeypatch):
     """The page, and the addresses of other machines that its process asked for."""
+    from evaluations.web.page import serve
+
     asked, connect = [], socket.socket.connect
 
     def watched(self, address):
