@@ -99,11 +99,12 @@ class SchedulerSampler(Sampler):
             raise ValueError(
                 f"{self.scheduler} needs the model's training steps, and these were already respaced to {training.spacing}"
             )
-        scheduler = self._build(training, denoiser.diffusion.prediction)
+        scheduler = self._build(training, denoiser)
         return denoiser.respace(read_steps(scheduler, training, spacing))
 
-    def _build(self, training: Schedule, prediction: str) -> Any:
+    def _build(self, training: Schedule, denoiser: DenoiserLike) -> Any:
         """Make the scheduler for a model and set its timesteps."""
+        prediction = denoiser.diffusion.prediction
         steps = str(self.steps)
         if not steps.isdigit() or int(steps) < 1:
             raise ValueError(f"steps must be a whole number from 1 on for a scheduler of diffusers, got {self.steps!r}")
@@ -122,6 +123,12 @@ class SchedulerSampler(Sampler):
         try:
             scheduler = kind(**{name: value for name, value in arguments.items() if name in known[0]})
             own = {name: value for name, value in self.options.items() if name in known[1]}
+            if scheduler.config.get("use_dynamic_shifting"):
+                own = {
+                    "mu": _shift(scheduler.config, denoiser.shape),
+                    "sigmas": np.linspace(1, 1 / int(steps), int(steps)),
+                    **own,
+                }
             scheduler.set_timesteps(int(steps), **own)
         except Exception as error:  # the library's classes raise whatever comes first
             raise ValueError(f"{self.scheduler} does not take steps={steps} with these options: {_line(error)}") from error
@@ -373,6 +380,19 @@ def _tau(name: str, kind: str, signal: Table, noise: Table, told: Table, trainin
     if np.median(np.abs(np.interp(tau, training.tau, own) - np.arctan2(noise, signal))) > 0.05:
         raise ValueError(f"{name} has a noise schedule of its own, and this model was trained with another")
     return tau
+
+
+def _shift(config: Mapping[str, Any], shape: tuple[int, int, int]) -> float:
+    """Return how much more time a flow model spends in noise, the larger its images are, as FLUX.1's pipeline does.
+
+    Args:
+        config: The scheduler's config.
+        shape: (C, h, w) of the model's own latents, of which 2x2 are a token.
+    """
+    tokens = (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096))
+    shifts = (config.get("base_shift", 0.5), config.get("max_shift", 1.15))
+    slope = (shifts[1] - shifts[0]) / (tokens[1] - tokens[0])
+    return float(shifts[0] + slope * (shape[1] * shape[2] / 4 - tokens[0]))
 
 
 def _output(kind: Output, eps: Tensor, x_0: Tensor, signal: float, noise: float) -> Tensor:

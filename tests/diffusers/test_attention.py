@@ -216,3 +216,14 @@ def test_a_backend_set_later_reaches_the_wrapped_processor():
     assert network.transformer_blocks[0].attn.processor.wrapped._attention_backend == "native"
     network.reset_attention_backend()
     assert network.transformer_blocks[0].attn.processor.wrapped._attention_backend is None
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_network_is_read_without_leaving_its_graph():
+    network, x = prepared(unet()), torch.randn(2, 4, 16, 16)
+    request, compiled = Request((16, 16), ["middle"]), Request((16, 16), ["middle"])
+    expected = run_unet(network, x, cross_attention_kwargs={"sag": request})
+    found = torch.compile(run_unet, backend="eager", fullgraph=True)(network, x, cross_attention_kwargs={"sag": compiled})
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(compiled.found["middle"].q, request.found["middle"].q)

@@ -48,8 +48,15 @@ def ours(pipeline, latents, cfg, scale, sampler):
     return last.x
 
 
-@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-@pytest.mark.parametrize("cfg", [1.0, 7.5])
+@pytest.mark.parametrize(
+    ("cfg", "size"),
+    [
+        (1.0, (16, 16)),
+        (7.5, (12, 20)),
+        pytest.param(1.0, (12, 20), marks=pytest.mark.slow),
+        pytest.param(7.5, (16, 16), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_sag_is_that_of_the_library(prediction, cfg, size):
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(4))

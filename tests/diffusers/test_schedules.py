@@ -128,6 +128,7 @@ def test_a_scheduler_that_cannot_be_guided_is_refused_in_one_sentence(name):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in RUNS if n not in FEW_STEPS])
 def test_more_steps_come_closer(name):
     """Of solvers of differential equations; the spread of the samples is known exactly."""
