@@ -1,10 +1,12 @@
 """A small DiT with its autoencoder, and a small SiT, by the programs: trained, sampled and looked at."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import GOLDEN, fill
+from helpers import GOLDEN, ROOT, fill
 from safetensors.torch import save_file
 
 from sag.models import Autoencoder, DiT, SiT
@@ -24,7 +26,7 @@ def model(folder, name, base, **changes):
 
 @pytest.fixture
 def configs(tmp_path):
-    """A folder with the configs of a DiT and a SiT on latents of 3 channels, and of a DiT on pixels without weights."""
+    """A folder with the configs of a DiT and a SiT on latents of 3 channels, and the DiT on pixels of docs/latent.md."""
     dit, sit, autoencoder = DiT(**NETWORK, out_channels=6), SiT(**NETWORK), fill(Autoencoder(**AUTOENCODER))
     for network in (dit, sit):
         positions = network.pos_embed.clone()
@@ -39,8 +41,8 @@ def configs(tmp_path):
           autoencoder=latents)  # fmt: skip
     model(configs, "small_sit", "dit", checkpoint=str(tmp_path / "sit.pt"), network={**NETWORK, "_target_": "sag.models.SiT"},
           autoencoder=latents, diffusion=flow)  # fmt: skip
-    pixels = {**NETWORK, "image_size": 32, "in_channels": 1, "out_channels": 2, "patch": 4}
-    model(configs, "pixel_dit", "dit", checkpoint=None, network=pixels, autoencoder=None, latent=False)
+    (example,) = re.findall(r"```yaml\n(# .*?)```", (ROOT / "docs/latent.md").read_text(), re.DOTALL)
+    (configs / "model/pixels32.yaml").write_text(example)
     return configs
 
 
@@ -115,9 +117,9 @@ def test_it_is_trained_on_pixels_and_sampled(configs, run_script, sampled):
         "device=cpu",
         f"out={configs.parent / 'run'}",
     ]
-    place = [f"--config-dir={configs}", "model=pixel_dit"]
+    place = [f"--config-dir={configs}", "model=pixels32"]
     run_script(train.main, "train", train.TrainConfig, *place, *data, *settings)
     assert (configs.parent / "run/grid000002.png").exists()
     weights = configs.parent / "run/ema_0.9999_000002.pt"
-    images = sampled("pixel_dit", f"model.checkpoint={weights}", "guidance=[cfg,sag]", "guidance.sag.layer=block.0")[1]
+    images = sampled("pixels32", f"model.checkpoint={weights}", "guidance=[cfg,sag]", "guidance.sag.layer=block.0")[1]
     assert images.shape == (3, 32, 32, 3)
