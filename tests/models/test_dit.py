@@ -1,4 +1,4 @@
-"""DiT against that of the library diffusers, the published entries, and its attention as read and replaced by arguments."""
+"""DiT and SiT against their programs' numbers, diffusers' DiT and the published entries; attention read and replaced."""
 
 import math
 
@@ -7,14 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
-from helpers import fill, noise, relative_error, shapes
+from helpers import fill, golden, noise, relative_error, shapes
 
 from sag.checkpoints import CheckpointMismatch, load_network
 from sag.diffusion import DDIM, DDPM, Condition, Denoiser, GaussianDiffusion, Schedule, sample
+from sag.diffusion.flow_samplers import EulerMaruyama, Heun
 from sag.guidance import ClassifierFreeGuidance, GuidedDenoiser, SelfAttentionGuidance
 from sag.models import DiT, SiT
 from sag.training import DiffusionLoss
 
+GOLDEN, OUTPUTS = golden("dit")
 SMALL = {"image_size": 8, "in_channels": 4, "out_channels": 8, "num_classes": 11, "width": 24, "depth": 3, "heads": 3}
 X, TAU, Y = noise(5, 0, (2, 4, 8, 8)), torch.tensor([3.0, 700.0]), torch.tensor([4, 10])
 
@@ -29,6 +31,39 @@ def small(kind=DiT, **changes):
     fill(network)
     network.load_state_dict({**network.state_dict(), "pos_embed": positions})
     return network
+
+
+def of_the_programs(kind):
+    out = {"out_channels": 8} if kind is DiT else {"out_channels": None}
+    return small(kind, **GOLDEN["network"], **out)
+
+
+def trajectory(network, sampler, diffusion):
+    """The end of a trajectory with classifier-free guidance of 3 channels, w = 0.5: the programs call it 1.5."""
+    guided = GuidedDenoiser(Denoiser(network, diffusion, 10), [ClassifierFreeGuidance(0.5, channels=3)])
+    condition = Condition(torch.tensor([3, 7]), null_label=10)
+    *_, last = sample(guided, sampler, noise(2, 0, (2, 4, 8, 8)), condition, noise=lambda t: noise(3, t, (2, 4, 8, 8)))
+    return last.x
+
+
+@pytest.mark.parametrize(("kind", "tau"), [(DiT, [17.0, 803.0]), (SiT, [0.75, 0.1])])
+def test_small_networks_give_the_output_of_their_programs(kind, tau):
+    """SiT's program counts time from noise to image, and predicts image minus noise."""
+    found = of_the_programs(kind)(noise(1, 0, (2, 4, 8, 8)), torch.tensor(tau), torch.tensor([3, 10])).sample
+    expected = OUTPUTS["dit"] if kind is DiT else -OUTPUTS["sit"]
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_a_guided_trajectory_is_that_of_dits_program():
+    found = trajectory(of_the_programs(DiT), DDPM(10), GaussianDiffusion(Schedule.linear(), clip_denoised=False))
+    assert relative_error(found, OUTPUTS["dit_ddpm"]) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "sampler", "bound"), [("sde", EulerMaruyama(10), 1e-4), ("ode", Heun(100), 1e-3)])
+def test_guided_trajectories_are_those_of_sits_program(name, sampler, bound):
+    """The program's solver of the differential equation adapts its steps and is exact to about 1e-6."""
+    found = trajectory(of_the_programs(SiT), sampler, GaussianDiffusion(Schedule.flow(), None, "flow", clip_denoised=False))
+    assert relative_error(found, OUTPUTS[f"sit_{name}"]) < bound
 
 
 def theirs(ours, freq_shift=0):

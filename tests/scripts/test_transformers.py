@@ -60,7 +60,13 @@ def sampled(configs, run_script):
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"), [("small_dit", "ddpm"), ("small_sit", "euler_maruyama"), ("small_sit", "heun"), ("small_sit", "ddim")]
+    ("name", "sampler"),
+    [
+        ("small_dit", "ddpm"),
+        ("small_sit", "euler_maruyama"),
+        pytest.param("small_sit", "heun", marks=pytest.mark.slow),
+        pytest.param("small_sit", "ddim", marks=pytest.mark.slow),
+    ],
 )
 def test_latents_are_sampled_guided_and_decoded(sampled, name, sampler):
     printed, images = sampled(name, f"sampler={sampler}", "guidance=[cfg,sag]", "guidance.sag.layer=block.1")
@@ -69,13 +75,20 @@ def test_latents_are_sampled_guided_and_decoded(sampled, name, sampler):
     assert images.shape == (3, 16, 16, 3)
     assert images[0].std() > 0
     assert (images[0] != images[1]).any()
-    assert "is there already" in sampled(name, f"sampler={sampler}", "guidance=[cfg,sag]", "guidance.sag.layer=block.1")[0]
 
 
+@pytest.mark.slow
+def test_a_second_run_finds_the_samples(sampled):
+    assert "wrote" in sampled("small_sit", "sampler=heun", "guidance=[cfg]")[0]
+    assert "is there already" in sampled("small_sit", "sampler=heun", "guidance=[cfg]")[0]
+
+
+@pytest.mark.slow
 def test_other_sizes_are_sampled(sampled):
     assert sampled("small_dit", "guidance=[]", "size=[8,24]")[1].shape == (3, 8, 24, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -95,6 +108,7 @@ def test_what_does_not_fit_is_one_sentence(sampled, name, arguments, message):
     assert str(caught.value).count("\n") == 0
 
 
+@pytest.mark.slow
 def test_it_is_looked_at(configs, run_script):
     arguments = [
         "guidance.sag.layer=block.1",
