@@ -68,6 +68,10 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
     if "flags" in cfg.model:
         notes = _expand(cfg, given)
         fix_values(cfg, None)
+    elif OmegaConf.is_missing(load_config("model", str(choices.get("model"))) or OmegaConf.create(), "checkpoint"):
+        if "model.name" not in given and not OmegaConf.is_missing(cfg.model, "checkpoint"):  # a config for any weights
+            cfg.model.name = _own_name(cfg.model.checkpoint)
+        fix_values(cfg, str(choices["model"]))
     else:
         bundled, base = _base(cfg.model, "model", str(choices.get("model")))
         differing = _differing(cfg.model, base)
@@ -81,7 +85,8 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
             if "model.name" not in given:
                 cfg.model.name = _own_name(cfg.model.checkpoint, differing)
             differ = " and ".join(differing) + (" differs" if len(differing) == 1 else " differ")
-            note = f"this is not {bundled}, as its {differ}; it has no bundled reference or classifier"
+            note = f"this is not {bundled}, as its {differ}"
+            note += "" if base is None or base.get("reference") is None else "; it has no bundled reference or classifier"
             notes = [f"{note}, and general settings of guidance" if general else note]
     if cfg.get("classifier") is not None and "classifier.name" not in given:
         differing = _differing(cfg.classifier, _base(cfg.classifier, "classifier", str(choices.get("classifier")))[1])
