@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def download(what: str | Sequence[str], parts: Sequence[str] = PARTS, *, dry_run
         []
 
     Args:
-        what: A model, several, or "all".
+        what: A model, several, or "all", which are those of the library diffusers too if that is installed.
         parts: Which of `PARTS`: the weights of the model and of its autoencoder, those of the classifier published with it,
             the images to compare with, and the network that FID needs.
         dry_run: Whether to download nothing, and only say what is there and how large the rest is.
@@ -59,6 +60,8 @@ def download(what: str | Sequence[str], parts: Sequence[str] = PARTS, *, dry_run
         raise ValueError(f"unknown part {min(unknown)!r}; expected any of {', '.join(PARTS)}")
     urls = list(dict.fromkeys(_addresses(_models(what), parts)))
     found = [_needed(url, cached(url) if dry_run else fetch(url)) for url in urls]
+    if "checkpoint" in parts:
+        found += [_folder(name, dry_run) for name in _models(what) if _is_folder(name)]
     if urls and "inception" in parts:
         from evaluations import inception  # this imports torch, which nothing else here needs
 
@@ -67,9 +70,9 @@ def download(what: str | Sequence[str], parts: Sequence[str] = PARTS, *, dry_run
 
 
 def _models(what: str | Sequence[str]) -> list[str]:
-    known = [name for name in choices("model") if name != "flags"]
+    known = [name for name in choices("model") if name not in ("flags", "own_diffusers")]
     if what == "all":
-        return known
+        return known if find_spec("diffusers") else [name for name in known if not _is_folder(name)]
     names = [what] if isinstance(what, str) else list(what)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -86,6 +89,23 @@ def _addresses(names: Sequence[str], parts: Sequence[str]) -> Iterator[str]:
                 source = source.get(part_of_key) if source is not None else None
             if source is not None and "://" in source:
                 yield source
+
+
+def _is_folder(name: str) -> bool:
+    """Return whether a model is a folder of the hub, in the format of the library diffusers."""
+    config = load_config("model", name)
+    return config is not None and "denoiser" in config
+
+
+def _folder(name: str, dry_run: bool) -> Needed:
+    from sag.diffusers.extras import require
+
+    require(f"model={name}")
+    from sag.diffusers.loading import cached_folder, fetch_folder  # these import torch, which nothing else here needs
+
+    repository: Any = load_config("model", name).checkpoint  # type: ignore[union-attr]
+    there = cached_folder(repository) if dry_run else fetch_folder(repository)
+    return Needed(f"https://huggingface.co/{repository}", there or Path(repository), there is not None, None)
 
 
 def _needed(url: str, path: Path) -> Needed:

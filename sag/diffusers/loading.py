@@ -30,6 +30,8 @@ TRANSFORMERS = {
     "DiTTransformer2DModel": "dit",
     "Transformer2DModel": "dit",
 }
+FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+"""What is read of a model's folder."""
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
 
 
@@ -113,14 +115,37 @@ def find_folder(path: str) -> Path:
         return folder
     if folder.exists():
         raise ValueError(f"{path} is no folder in the format of diffusers: it has no model_index.json")
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except Exception as error:  # no such repository in the cache, or no name of one
-        files = "--include 'model_index.json' '*/*.json' '*/*.txt' '*/*.model' '*/*.safetensors'"
+    snapshot = cached_folder(path)
+    if snapshot is None:
+        files = " ".join(f"'{pattern}'" for pattern in FILES)
         raise ValueError(
             f"{path} is neither a folder nor in the cache of huggingface_hub; where there is a network, hf download {path} "
-            f"{files} fetches it; else name a folder in the format of diffusers with path=FOLDER"
-        ) from error
+            f"--include {files} fetches it; else name a folder in the format of diffusers with path=FOLDER"
+        )
+    return snapshot
+
+
+def cached_folder(repository: str) -> Path | None:
+    """Return the folder of a repository of the hub in the cache of huggingface_hub, or None if it is not there."""
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except Exception:  # no such repository in the cache, or no name of one
+        return None
+
+
+def fetch_folder(repository: str) -> Path:
+    """Download what `load_denoiser` reads of a repository of the hub into the cache of huggingface_hub, unless it is there.
+
+    Args:
+        repository: Its name, such as "stable-diffusion-v1-5/stable-diffusion-v1-5".
+
+    Raises:
+        OSError: If the hub cannot be reached or refuses.
+    """
+    try:
+        return Path(snapshot_download(repository, allow_patterns=FILES))
+    except Exception as error:  # the hub's library raises the errors of several others
+        raise OSError(f"{repository} cannot be downloaded from the hub: {' '.join(str(error).split())}") from error
 
 
 def kind_of(folder: Path, index: dict[str, Any]) -> Kind | None:

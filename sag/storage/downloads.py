@@ -224,5 +224,8 @@ def remote_size(url: str) -> int | None:
     Raises:
         OSError: If the server cannot be reached or refuses.
     """
-    with _open(without_digest(url), 0) as remote:
-        return remote.size
+    try:
+        with _open(without_digest(url), 0) as remote:
+            return remote.size
+    except OSError as error:
+        raise OSError(f"{without_digest(url)} cannot be reached: {error}") from error

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from huggingface_hub import constants
 from local_server import Server, npz
 
 from evaluations import inception, model_downloads
@@ -91,3 +92,20 @@ def test_the_published_models_and_their_files():
     assert [url.rpartition("/")[2] for url in model_downloads._addresses(["dit_xl2_512"], model_downloads.PARTS)] == [
         "DiT-XL-2-512x512.pt", "diffusion_pytorch_model.safetensors", "VIRTUAL_imagenet512.npz"
     ]  # fmt: skip
+
+
+def test_folders_of_the_hub_are_looked_for_in_its_cache(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", configs.url)
+    (tmp_path / "model/folder.yaml").write_text("checkpoint: some/model\ndenoiser: {}\n")
+    (missing,) = download("folder", ["checkpoint"], dry_run=True)
+    assert (missing.url, missing.present) == ("https://huggingface.co/some/model", False)
+    with pytest.raises(OSError, match="some/model cannot be downloaded from the hub: ") as caught:
+        download("folder", ["checkpoint"])
+    assert "\n" not in str(caught.value)
+    place = tmp_path / "hub/models--some--model"
+    (place / "snapshots/0a1b").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("0a1b")
+    (there,) = download("folder", ["checkpoint"], dry_run=True)
+    assert (there.path, there.present) == (place / "snapshots/0a1b", True)

@@ -37,6 +37,13 @@ TRANSFORMERS = {  # image size and the end of the address; tests/models/test_dit
     "dit_xl2_512": (512, "DiT-XL-2-512x512.pt"),
     "sit_xl2_256": (256, "SiT-XL-2-256.pt?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0"),
 }
+FOLDERS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd35_medium": "stabilityai/stable-diffusion-3.5-medium",
+    "own_diffusers": "a/b",
+}
 BUNDLED = ["fashion32", "fashion32_weak"]
 FILES = {
     "adm_imagenet64": "64x64_diffusion.pt",
@@ -70,8 +77,23 @@ def composed(*overrides):
 
 
 def test_there_is_a_config_for_every_published_checkpoint():
-    assert sorted([*GOLDEN_OF, *BUNDLED, *TRANSFORMERS]) == MODELS
+    assert sorted([*GOLDEN_OF, *BUNDLED, *TRANSFORMERS, *FOLDERS]) == MODELS
     assert sorted([*(f"adm_imagenet{size}" for size in (64, 128, 256, 512)), "fashion32"]) == CLASSIFIERS
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_models_of_the_library_diffusers_are_folders_with_the_defaults_of_latents(name):
+    cfg = composed(f"model={name}", *(["path=a/b"] if name == "own_diffusers" else []), "guidance=[sag,blur]")
+    assert cfg.model.denoiser.path == cfg.model.checkpoint == FOLDERS[name]
+    for technique in cfg.guidance.values():
+        assert (technique.scale, technique.blur_sigma, technique.blur_kernel) == (0.75, 1, 9)
+    assert cfg.guidance.sag.layer == ("block.6.image" if name == "sd35_medium" else "middle")
+    moved = composed(f"model={name}", "path=/data/mine", "negative_prompt=a hat")
+    assert (moved.model.name, moved.model.denoiser.path, moved.model.denoiser.negative_prompt) == (
+        "own_mine",
+        "/data/mine",
+        "a hat",
+    )
 
 
 @pytest.mark.parametrize("name", [*GOLDEN_OF, *BUNDLED])
