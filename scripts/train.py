@@ -1,6 +1,6 @@
 """Train a diffusion model or a noisy-image classifier: python scripts/train.py data=... out=run; again to continue."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
+from sag.distributed import Process
 from sag.storage import LocalFolder
 from scripts.common import run
 
@@ -41,8 +42,7 @@ def main(cfg: DictConfig) -> None:
     import torch  # these take a second, which --help does without
 
     from sag.checkpoints import load_weights, log_notes
-    from sag.models import DiT, UNet
-    from sag.training import Pictures, Settings, train
+    from sag.training import DiffusionLoss, OfLatents, Pictures, Reconstruction, Settings, latent_scale, reconstructions, train
     from sag.training.runner import check_place
 
     settings: Settings = instantiate(cfg.settings, _convert_="all")
@@ -53,13 +53,16 @@ def main(cfg: DictConfig) -> None:
     if cfg.start is not None:
         log_notes(cfg.start, load_weights(network, cfg.start))
     size = None if cfg.size is None else tuple(cfg.size)
-    pictures = None
-    if cfg.grid_steps != 0 and isinstance(network, UNet | DiT):
-        pictures = Pictures(instantiate(cfg.model.diffusion), cfg.model.null_label, size, cfg.grid_steps)
+    objective, autoencoder = instantiate(cfg.task.objective, _convert_="object"), autoencoder_of(cfg)
+    pictures: Callable[[Trainer], None] | None = None
+    if cfg.grid_steps != 0 and isinstance(objective, DiffusionLoss):
+        pictures = Pictures(instantiate(cfg.model.diffusion), cfg.model.null_label, size, cfg.grid_steps, autoencoder)
+    elif cfg.grid_steps != 0 and isinstance(objective, Reconstruction):
+        pictures = reconstructions
     with Screen() as screen:
-        train(
+        trained = train(
             network,
-            instantiate(cfg.task.objective, _convert_="object"),
+            objective if autoencoder is None else OfLatents(objective, autoencoder),
             data,
             settings,
             cfg.out,
@@ -73,6 +76,27 @@ def main(cfg: DictConfig) -> None:
             logged=screen.update,
             saved=pictures,
         )
+    if isinstance(objective, Reconstruction) and Process.current().main:
+        weights = trained.averages[max(trained.averages)]
+        load_weights(network, str(weights))
+        scale = latent_scale(network, data)
+        print(f"latents   of {weights} have the variance one with model.autoencoder.network.scale={scale:.6g}")
+
+
+def autoencoder_of(cfg: DictConfig) -> Any:
+    """Return the autoencoder on whose latents the task trains, or None."""
+    from sag.build import network
+    from sag.devices import pick_device
+
+    node = cfg.task.get("autoencoder")
+    if node is None:
+        return None
+    if node.checkpoint is None:
+        raise ValueError(
+            f"{cfg.model.name} is trained on the latents of an autoencoder, whose weights are missing; train it first, with "
+            f"python scripts/train.py task=autoencoder model={cfg.model.name} ..., and give model.autoencoder.checkpoint=..."
+        )
+    return network(node, pick_device(cfg.device))
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:

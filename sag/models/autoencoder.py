@@ -288,18 +288,19 @@ class Autoencoder(nn.Module):
         return out.contiguous()
 
     @override
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+    def forward(self, images: Tensor, draw: Callable[[Tensor], Tensor] | None = None) -> AutoencoderOutput:
         """Encode and decode images, for training.
 
         Args:
             images: (N, C, H, W) float32 in [-1, 1].
-            noise: Standard normal numbers (N, latent_channels, h, w) that choose a point of the posterior; None for its mean.
+            draw: Returns standard normal numbers in the shape of a tensor, which choose a point of the posterior, as
+                torch.randn_like; None for its mean.
 
         Raises:
             ValueError: See `posterior`.
         """
         mean, log_variance = self.posterior(images)
-        z = mean if noise is None else mean + (0.5 * log_variance).exp() * noise
+        z = mean if draw is None else mean + (0.5 * log_variance).exp() * draw(mean)
         return AutoencoderOutput(self._images(z), mean, log_variance)
 
 

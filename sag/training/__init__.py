@@ -1,8 +1,9 @@
 """Training of diffusion models and classifiers."""
 
+from sag.training.latents import OfLatents, Reconstruction, latent_scale
 from sag.training.loop import STATE, Settings, Trainer
 from sag.training.losses import Classification, DiffusionLoss, NoisyClassification, Objective
-from sag.training.pictures import Pictures
+from sag.training.pictures import Pictures, averaged_network, reconstructions
 from sag.training.runner import Trained, train
 from sag.training.timesteps import LossSecondMoment, TimestepSampler, Uniform
 
@@ -13,11 +14,16 @@ __all__ = [
     "LossSecondMoment",
     "NoisyClassification",
     "Objective",
+    "OfLatents",
     "Pictures",
+    "Reconstruction",
     "Settings",
     "TimestepSampler",
     "Trained",
     "Trainer",
     "Uniform",
+    "averaged_network",
+    "latent_scale",
+    "reconstructions",
     "train",
 ]

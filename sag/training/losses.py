@@ -6,7 +6,7 @@ generator, which the training loop seeds at every step.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sag.diffusion import GaussianDiffusion
+from sag.models import image_size
 from sag.training.timesteps import TimestepSampler, Uniform
 
 Network = Any
@@ -57,6 +58,18 @@ class Objective(ABC):
         Raises:
             ValueError: If it does not.
         """
+
+    def image_shape(self, network: Any, size: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """Return (height, width, channels) of the images that a network is trained on.
+
+        Args:
+            network: The network, not wrapped.
+            size: (height, width) of the images where it is not the network's own square.
+
+        Raises:
+            ValueError: If the network cannot have such images.
+        """
+        return *image_size(network, size), network.in_channels
 
 
 class DiffusionLoss(Objective):

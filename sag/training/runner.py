@@ -16,7 +16,6 @@ from torch import nn
 from sag.data import ImageSource
 from sag.devices import pick_device
 from sag.distributed import Process, set_meeting_place
-from sag.models import image_size
 from sag.records import CONFIG, check_folder, to_yaml
 from sag.storage import LocalFolder
 from sag.training.loop import LOG, STATE, Settings, Trainer
@@ -120,7 +119,7 @@ def train(
     kept = _recorded(settings) if recorded is None else recorded
     check_place(folder, kept)
     network.to(where)
-    check_data(data, network, size)
+    check_data(data, objective.image_shape(network, size))
     with _joined(process, where):
         trainer = Trainer(network, objective, data, settings, folder.path, process=process, compiled=compiled)
         first = trainer.step
@@ -158,18 +157,16 @@ def check_place(folder: LocalFolder, recorded: Mapping[str, Any]) -> None:
         )
 
 
-def check_data(data: ImageSource, network: Any, size: Sequence[int] | None = None) -> None:
-    """Check that a network takes these images.
+def check_data(data: ImageSource, expected: tuple[int, int, int]) -> None:
+    """Check that images have the shape that a network is trained on.
 
     Args:
         data: The images.
-        network: The network.
-        size: See `train`.
+        expected: Their (height, width, channels).
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If they do not.
     """
-    expected = (*image_size(network, size), network.in_channels)
     if data.shape[1:] != expected:
         shapes = ["x".join(map(str, shape)) for shape in (data.shape[1:], expected)]
         raise ValueError(
