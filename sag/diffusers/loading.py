@@ -1,6 +1,7 @@
 """Models in the format of the library diffusers, in a folder or in the cache of huggingface_hub."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,12 @@ TRANSFORMERS = {
 }
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
 """What is read of a model's folder."""
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
 
 
 def load_denoiser(
-    path: str,
+    path: str | None,
     device: torch.device,
     precision: str = "float32",
     compiled: bool = False,
@@ -101,7 +103,7 @@ def load_denoiser(
     return denoiser
 
 
-def find_folder(path: str) -> Path:
+def find_folder(path: str | None) -> Path:
     """Return the folder of a model.
 
     Args:
@@ -110,11 +112,19 @@ def find_folder(path: str) -> Path:
     Raises:
         ValueError: If there is none. The message has the command that fetches it.
     """
+    if not path:
+        raise ValueError(
+            "path is missing: a folder in the format of diffusers, or a repository in the cache of huggingface_hub"
+        )
     folder = Path(path).expanduser()
     if (folder / "model_index.json").is_file():
         return folder
     if folder.exists():
         raise ValueError(f"{path} is no folder in the format of diffusers: it has no model_index.json")
+    if not REPOSITORY.fullmatch(path):
+        raise ValueError(
+            f"{path} does not exist; expected a folder in the format of diffusers, or a repository such as owner/name"
+        )
     snapshot = cached_folder(path)
     if snapshot is None:
         files = " ".join(f"'{pattern}'" for pattern in FILES)
