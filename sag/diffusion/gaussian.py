@@ -187,7 +187,8 @@ class GaussianDiffusion:
     def learned_log_variance(self, v: Tensor, t: Index) -> Tensor:
         """Convert the network's encoded variance v (N, C, H, W), in [-1, 1], to a log-variance (arXiv:2102.09672, Eq. 15)."""
         fraction = (v + 1) / 2
-        upper, lower = _at(np.log(self.schedule.betas), t, v), _at(self.schedule.posterior_log_variance, t, v)
+        with np.errstate(divide="ignore", invalid="ignore"):  # rows of second-order schedulers that repeat have no variance
+            upper, lower = _at(np.log(self.schedule.betas), t, v), _at(self.schedule.posterior_log_variance, t, v)
         return fraction * upper + (1 - fraction) * lower
 
     def fixed_log_variance(self, t: Index, like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Every scheduler of the library is run with data whose denoiser is known exactly, or refused in one sentence."""
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -244,8 +245,12 @@ def test_adm_with_a_learned_variance_and_two_calls_per_step():
     """The rows of second-order schedulers repeat, and have no variance there."""
     learned = GaussianDiffusion(Schedule.linear(), "learned_range", "eps")
     for name in ("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"):
-        schedule = SchedulerSampler(5, name).respace(Gaussian(learned)).diffusion.schedule
+        diffusion = SchedulerSampler(5, name).respace(Gaussian(learned)).diffusion
+        schedule = diffusion.schedule
         assert len(schedule) == 9
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            diffusion.learned_log_variance(torch.zeros(1, 1, 2, 2), 3)
         np.testing.assert_allclose(schedule.alpha_bar, schedule.signal**2, rtol=1e-9)
 
 
