@@ -26,6 +26,8 @@ OUTPUTS: Mapping[str, Output] = {"epsilon": "eps", "sample": "x_0", "v_predictio
 TYPES = {"eps": "epsilon", "x_0": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
 """What a scheduler is given, by what the model predicts. Every scheduler takes epsilon, few take the clean image."""
 OF_THE_BATCH = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+GIVEN = {"self", "model_output", "timestep", "sample", "generator", "return_dict", "num_inference_steps", "device"}
+"""Arguments of schedulers that are no options."""
 PROBED = 0.5  # a clean image of one pixel
 
 
@@ -85,13 +87,13 @@ class SchedulerSampler(Sampler):
 
     steps: int | str = 50
     scheduler: str = "DDIMScheduler"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
     looks_back = 1
 
     @override
     def respace(self, denoiser: DenoiserLike) -> DenoiserLike:
         known = denoiser.diffusion.schedule
-        spacing = f"{self.scheduler} {self.steps} {dict(self.options)}"
+        spacing = f"{self.scheduler} {self.steps} {dict(self.options or {})}"
         if known.spacing == spacing:
             return denoiser
         training = known.training if isinstance(known, SchedulerSteps) and known.training is not None else known
@@ -100,7 +102,12 @@ class SchedulerSampler(Sampler):
                 f"{self.scheduler} needs the model's training steps, and these were already respaced to {training.spacing}"
             )
         scheduler = self._build(training, denoiser)
-        return denoiser.respace(read_steps(scheduler, training, spacing))
+        return denoiser.respace(read_steps(scheduler, training, spacing, self._of_step(scheduler)))
+
+    def _of_step(self, scheduler: Any) -> dict[str, Any]:
+        """Return the options that the scheduler's `step` takes."""
+        known = set(inspect.signature(scheduler.step).parameters) - GIVEN
+        return {name: value for name, value in (self.options or {}).items() if name in known}
 
     def _build(self, training: Schedule, denoiser: DenoiserLike) -> Any:
         """Make the scheduler for a model and set its timesteps."""
@@ -108,21 +115,21 @@ class SchedulerSampler(Sampler):
         steps = str(self.steps)
         if not steps.isdigit() or int(steps) < 1:
             raise ValueError(f"steps must be a whole number from 1 on for a scheduler of diffusers, got {self.steps!r}")
-        kind = find_scheduler(self.scheduler)
-        known = [set(inspect.signature(f).parameters) for f in (kind.__init__, kind.set_timesteps, kind.step)]
-        unknown = [name for name in self.options if not any(name in names for names in known)]
+        kind, options = find_scheduler(self.scheduler), self.options or {}
+        known = [set(inspect.signature(f).parameters) - GIVEN for f in (kind.__init__, kind.set_timesteps, kind.step)]
+        unknown = [name for name in options if name not in set().union(*known)]
         if unknown:
-            raise ValueError(f"{self.scheduler} has no option {unknown[0]!r}; it has {', '.join(sorted(known[0] - {'self'}))}")
+            raise ValueError(f"{self.scheduler} has no option {unknown[0]!r}; it has {', '.join(sorted(set().union(*known)))}")
         if isinstance(training, TrainingSchedule):
             config = dict(training.config)
         else:
             betas = None if training.variances is None else training.variances.tolist()
             config = {"num_train_timesteps": training.training_steps, "trained_betas": betas}
         config |= {"prediction_type": TYPES[prediction], "clip_sample": False, "use_flow_sigmas": prediction == "flow"}
-        arguments = {**config, **self.options}
+        arguments = {**config, **options}
         try:
             scheduler = kind(**{name: value for name, value in arguments.items() if name in known[0]})
-            own = {name: value for name, value in self.options.items() if name in known[1]}
+            own = {name: value for name, value in options.items() if name in known[1]}
             if scheduler.config.get("use_dynamic_shifting"):
                 own = {
                     "mu": _shift(scheduler.config, denoiser.shape),
@@ -159,9 +166,8 @@ class SchedulerSampler(Sampler):
             eps = eps - float(schedule.noise[t]) * prediction.score
             x_0 = diffusion.x0_from_eps(x_t, t, eps)
         output = _output(schedule.output, eps, x_0, float(schedule.signal[t]), float(schedule.noise[t]))
-        known = inspect.signature(scheduler.step).parameters
-        arguments = {name: value for name, value in self.options.items() if name in known}
-        if "generator" in known:
+        arguments = self._of_step(scheduler)
+        if "generator" in inspect.signature(scheduler.step).parameters:
             arguments["generator"] = [_generator(row) for row in noise(t)]
         given, told = float(schedule.scale[t]) * x_t, scheduler.timesteps[first]
         _scaled(scheduler, told)  # as the library's own loops do before each step
@@ -188,14 +194,18 @@ def find_scheduler(name: str) -> Any:
         raise ValueError(f"diffusers {diffusers.__version__} has no scheduler {name!r}; it has {known}")
     if not all(hasattr(kind, method) for method in ("set_timesteps", "step")):
         raise ValueError(f"{name} has no set_timesteps or no step, so it cannot sample step by step")
-    given = {"self", "model_output", "timestep", "sample"}
-    needed = [p.name for p in inspect.signature(kind.step).parameters.values() if p.default is p.empty and p.name not in given]
+    needed = [p.name for p in inspect.signature(kind.step).parameters.values() if p.default is p.empty and p.name not in GIVEN]
     if needed:
         raise ValueError(f"the steps of {name} need {' and '.join(needed)}, which only its own pipeline has")
     return kind
 
 
-def read_steps(scheduler: Any, training: Schedule | None = None, spacing: str = "scheduler") -> SchedulerSteps:
+def read_steps(
+    scheduler: Any,
+    training: Schedule | None = None,
+    spacing: str = "scheduler",
+    of_step: Mapping[str, Any] | None = None,
+) -> SchedulerSteps:
     """Return how much signal and noise x has at each step of a scheduler, and what the network is told.
 
     The scheduler is tried on a copy: with a denoiser that knows the image, it must end with that image.
@@ -204,6 +214,7 @@ def read_steps(scheduler: Any, training: Schedule | None = None, spacing: str = 
         scheduler: A scheduler of the library, after `set_timesteps`. It is not changed.
         training: The schedule that the model was trained with; None if the scheduler's own is taken for it.
         spacing: See `Schedule`.
+        of_step: Further arguments of its `step`, such as eta.
 
     Raises:
         ValueError: If the scheduler does not say how much signal and noise there is, goes from images to noise, is for another
@@ -211,7 +222,7 @@ def read_steps(scheduler: Any, training: Schedule | None = None, spacing: str = 
     """
     name = type(scheduler).__name__
     try:
-        steps, found = _try(scheduler)
+        steps, found = _try(scheduler, of_step or {})
     except _Unreadable as error:
         raise ValueError(f"{name} {error}") from None
     except Exception as error:  # the library's classes raise whatever comes first
@@ -304,7 +315,7 @@ def _taken(scheduler: Any) -> Output:
     return "minus_v" if kind == "edm" and given == "epsilon" else "v" if kind == "edm" else OUTPUTS[given]
 
 
-def _try(scheduler: Any) -> tuple[list[dict[str, float]], float]:
+def _try(scheduler: Any, of_step: Mapping[str, Any]) -> tuple[list[dict[str, float]], float]:
     """Run a copy of a scheduler with a denoiser that knows the image.
 
     Returns:
@@ -314,8 +325,9 @@ def _try(scheduler: Any) -> tuple[list[dict[str, float]], float]:
     if hasattr(probe, "set_begin_index"):
         probe.set_begin_index(0)
     timesteps = probe.timesteps
-    known = inspect.signature(probe.step).parameters
-    generator = {"generator": torch.Generator().manual_seed(0)} if "generator" in known else {}
+    arguments = dict(of_step)
+    if "generator" in inspect.signature(probe.step).parameters:
+        arguments["generator"] = torch.Generator().manual_seed(0)
     steps: list[dict[str, float]] = []
     x = torch.zeros(1, 1, 1, 1)
     for i, told in enumerate(timesteps):
@@ -325,7 +337,7 @@ def _try(scheduler: Any) -> tuple[list[dict[str, float]], float]:
         x = torch.full_like(x, scale * (signal * PROBED + noise)) if i == 0 else x
         eps = (x / scale - signal * PROBED) / noise
         output = _output(taken, eps, torch.full_like(x, PROBED), signal, noise)
-        (x, *_) = probe.step(output, told, x, **generator, return_dict=False)
+        (x, *_) = probe.step(output, told, x, **arguments, return_dict=False)
         steps.append({"signal": signal, "noise": noise, "scale": scale, "told": float(told)})
     if steps[0]["noise"] < steps[-1]["noise"]:
         raise _Unreadable("goes from images to noise")

@@ -1,6 +1,7 @@
 """Every scheduler of the library is run with data whose denoiser is known exactly, or refused in one sentence."""
 
 import contextlib
+import re
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from sag.diffusers.schedules import SchedulerSampler, SchedulerSteps, read_steps, training_schedule
 from sag.diffusion import DDIM, GaussianDiffusion, Prediction, Schedule, sample
@@ -104,6 +106,13 @@ def run(sampler, diffusion, indices=(0,), shape=(1, 64, 64)):
 
 def test_the_table_has_every_scheduler():
     assert set(RUNS) | set(REFUSED) == {name for name in dir(diffusers) if name.endswith("Scheduler")}
+
+
+def test_the_page_says_what_each_scheduler_does():
+    rows = re.findall(r"^\| (`\w+Scheduler`.*?) \| (\w+)", (ROOT / "docs/latent.md").read_text(), re.MULTILINE)
+    said = {name: word for names, word in rows for name in re.findall(r"\w+", names)}
+    assert {name for name, word in said.items() if word in ("run", "runs")} == set(RUNS)
+    assert {name for name, word in said.items() if word == "refused"} == set(REFUSED)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -262,6 +271,8 @@ def test_adm_with_a_learned_variance_and_two_calls_per_step():
         (SchedulerSampler(10, "DDIMScheduler", {"karras": True}), "DDIMScheduler has no option 'karras'; it has beta_end"),
         (SchedulerSampler(10, "DDIMScheduler", {"timestep_spacing": "odd"}), "does not take steps=10 with these options"),
         (SchedulerSampler(10, "FlowMatchEulerDiscreteScheduler"), "is for flow models, and this is no such model"),
+        (SchedulerSampler(10, "DDIMScheduler", {"eta": "much"}), "DDIMScheduler cannot sample step by step"),
+        (SchedulerSampler(10, "DDIMScheduler", {"generator": 1}), "has no option 'generator'; it has beta_end"),
         (SchedulerSampler(2000), "does not take steps=2000"),
     ],
 )
