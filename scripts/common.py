@@ -38,6 +38,7 @@ def run(main: Main, config_name: str, schema: type, failed: Callable[[DictConfig
     register(config_name, schema)
     keep_memory()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code
+    logging.getLogger("hydra.utils").disabled = True  # what it logs is raised too
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
 

@@ -92,6 +92,11 @@ def check_targets(cfg: DictConfig) -> None:
         try:
             target = get_object(node._target_)
         except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if isinstance(cause, ValueError):  # a library that is not installed, with the command that installs it
+                raise cause from error
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(f"{place}._target_={node._target_} cannot be imported: {reason}") from error
         parameters, hints = _signature(target)

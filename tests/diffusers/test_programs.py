@@ -7,6 +7,8 @@ import pytest
 import tiny
 from PIL import Image
 
+import sag
+from sag.diffusers import extras
 from scripts import evaluate, sample, visualize
 
 
@@ -97,3 +99,12 @@ def test_a_folder_with_classes_is_sampled_scored_and_looked_at(sample_with, run_
     )  # fmt: skip
     with Image.open(tmp_path / "seen/block.0.png") as strip:
         assert strip.width > 64
+
+
+def test_without_the_library_the_sentence_has_the_command_that_installs_it(sample_with, monkeypatch):
+    for name in ("load_denoiser", "SchedulerSampler"):
+        monkeypatch.delitem(vars(sag.diffusers), name, raising=False)  # what is imported lazily stays in the module
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    for wanted in ("model=sd15", "sampler=scheduler"):
+        with pytest.raises(SystemExit, match=r"^error: sag\.diffusers\.\w+ needs .*: pip install 'sag\[diffusers\]'$"):
+            sample_with(wanted)
