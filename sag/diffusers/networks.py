@@ -189,7 +189,14 @@ def caller(network: object) -> Callable[[Call], Tensor]:
 
 def _time_ids(call: Call) -> Tensor:
     """Return what SDXL is told about sizes."""
-    if call.given.time_ids is not None:
-        return call.given.time_ids.to(call.x_t)
     height, width = (length * call.factor for length in call.x_t.shape[2:])
-    return torch.tensor([[height, width, 0, 0, height, width]] * len(call.x_t)).to(call.x_t)
+    own = torch.tensor([[height, width, 0, 0, height, width]] * len(call.x_t))
+    ids = own if call.given.time_ids is None else call.given.time_ids
+    each, wanted = call.network.config.addition_time_embed_dim, call.network.config.projection_class_embeddings_input_dim
+    if call.pooled.shape[1] + each * ids.shape[1] != wanted:
+        text = call.pooled.shape[1]
+        raise ValueError(
+            f"this network is told {wanted} numbers of text and sizes, and the condition has {text} of text and {each} for "
+            f"each of {ids.shape[1]} sizes; SDXL's refiner takes five time_ids"
+        )
+    return ids.to(call.x_t)

@@ -265,8 +265,14 @@ def training_schedule(config: Mapping[str, Any]) -> TrainingSchedule:
         ValueError: If the library cannot make betas of it.
     """
     steps = int(config.get("num_train_timesteps", 1000))
-    flow = "beta_schedule" not in config and "trained_betas" not in config
-    if flow or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+    betas_given = "beta_schedule" in config or config.get("trained_betas") is not None
+    of_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if not of_flow and not betas_given and "shift" not in config:
+        raise ValueError(
+            "the scheduler's config describes neither betas nor the straight path of a flow; EDM's networks, which are told "
+            "log(sigma) / 4, cannot be guided here"
+        )
+    if of_flow or not betas_given:
         base = Schedule.flow(steps, tau_scale=steps)
     else:
         known = set(inspect.signature(DDPMScheduler.__init__).parameters) - {"variance_type", "prediction_type"}

@@ -301,6 +301,11 @@ def test_more_that_does_not_fit():
     pipeline = StableDiffusionPipeline(vae(), unet=xl, scheduler=DDIMScheduler(**BETAS), **NO_TEXT, **NO_CHECKER)
     with pytest.raises(ValueError, match="needs one embedding for each text"):
         DiffusersDenoiser.of(pipeline)(noise(1, 4, 16, 16), 3, Condition(text=TEXT))
+    condition = LatentCondition(text=TEXT, pooled=POOLED, time_ids=torch.ones(1, 5))
+    with pytest.raises(
+        ValueError, match="is told 80 numbers of text and sizes, and the condition has 32 of text and 8 for each of 5"
+    ):
+        DiffusersDenoiser.of(pipeline)(noise(1, 4, 16, 16), 3, condition)
     with pytest.raises(ValueError, match="this model needs labels"):
         DiffusersDenoiser.of(DiTPipeline(dit(), vae(), DDIMScheduler()))(noise(1, 4, 16, 16), 3)
     without = plain()

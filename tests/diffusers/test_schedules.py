@@ -250,6 +250,24 @@ def test_the_config_of_a_model_decides_its_steps():
     np.testing.assert_allclose(shifted.tau[::-1], theirs.timesteps.double().numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_a_schedule_without_signal_at_the_end(name):
+    """Networks of v can be trained so (arXiv:2305.08891)."""
+    config = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    training = training_schedule(config)
+    assert training.signal[-1] == pytest.approx(0, abs=1e-6)
+    diffusion = GaussianDiffusion(training, None, "v", clip_denoised=False)
+    final = run(SchedulerSampler(50, name), diffusion)[0][-1].x
+    assert float(final.std()) == pytest.approx(STD, rel=0.15)
+
+
+def test_a_config_that_describes_no_training_is_refused():
+    with pytest.raises(ValueError, match="describes neither betas nor the straight path of a flow"):
+        training_schedule(dict(diffusers.EDMEulerScheduler().config))
+    with pytest.raises(ValueError, match="does not describe betas"):
+        training_schedule({"beta_schedule": "odd"})
+
+
 def test_adm_with_a_learned_variance_and_two_calls_per_step():
     """The rows of second-order schedulers repeat, and have no variance there."""
     learned = GaussianDiffusion(Schedule.linear(), "learned_range", "eps")
