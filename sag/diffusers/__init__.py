@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sag.diffusers.denoiser import DiffusersDenoiser as DiffusersDenoiser
     from sag.diffusers.loading import load_denoiser as load_denoiser
     from sag.diffusers.networks import LatentCondition as LatentCondition
+    from sag.diffusers.pipeline import SelfAttentionGuidancePipeline as SelfAttentionGuidancePipeline
     from sag.diffusers.schedules import SchedulerSampler as SchedulerSampler
 
 _load, __dir__, __all__ = lazy_loader.attach(
@@ -21,6 +22,7 @@ _load, __dir__, __all__ = lazy_loader.attach(
         "denoiser": ["DiffusersDenoiser"],
         "loading": ["load_denoiser"],
         "networks": ["LatentCondition"],
+        "pipeline": ["SelfAttentionGuidancePipeline"],
         "schedules": ["SchedulerSampler"],
     },
 )
