@@ -158,7 +158,7 @@ class SchedulerSampler(Sampler):
         first = len(schedule) - 1 - t
         earlier = history[-1] if history else None
         scheduler = copy.deepcopy(earlier.scheduler if isinstance(earlier, SchedulerStep) else schedule.scheduler)
-        if earlier is None and first > 0:
+        if earlier is None and hasattr(scheduler, "set_begin_index"):  # a trajectory may start at any step
             scheduler.set_begin_index(first)
         x_0 = diffusion.predicted_x0(x_t, t, prediction.eps, prediction.x_0)
         eps = diffusion.eps_from_x0(x_t, t, x_0) if diffusion.clip_denoised else prediction.eps

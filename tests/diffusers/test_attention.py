@@ -91,6 +91,49 @@ def prepared(network):
     return network
 
 
+@pytest.mark.parametrize("make", [sd3, flux])
+@torch.no_grad()
+def test_joint_layers_show_the_image_alone(make):
+    """Its rows of the attention add up to 1 over the image; where they are replaced, the rows of the text are not."""
+    network = prepared(make())
+    attn, tokens = network.transformer_blocks[0].attn, torch.randn(2, 64, 32)
+    request = Request((16, 16), ["block.0"])
+    image, text = attn(tokens, TEXT, sag=request)
+    q, k, _ = request.found["block.0"][:3]
+    torch.testing.assert_close(q.transpose(1, 2), attn.norm_q(attn.to_q(tokens).unflatten(-1, (attn.heads, -1))))
+    text_k = attn.norm_added_k(attn.add_k_proj(TEXT).unflatten(-1, (attn.heads, -1))).transpose(1, 2)
+    keys = torch.cat([k, text_k], 2)
+    rows = (q @ keys.mT / q.shape[-1] ** 0.5).softmax(-1)[..., :64]  # of the image, as the network computes them
+    assert rows.sum(-1).max() < 0.999
+    mass = (rows / rows.sum(-1, keepdim=True)).sum(2).mean(1).view(2, 8, 8)
+    torch.testing.assert_close(attention_mass(request.found["block.0"]), mass)
+    own, same = attn(tokens, TEXT, sag=Request((16, 16), attend={"block.0": lambda q, k, v, size: v}))
+    assert torch.equal(same, text)
+    torch.testing.assert_close(own, attn.to_out[0](attn.to_v(tokens)))
+    assert (own - image).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_layers_with_other_projections_show_what_they_compute():
+    """As LoRA does, which replaces the projections by modules that add to them."""
+
+    class Added(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.down, self.up = linear, torch.nn.Linear(64, 2, bias=False), torch.nn.Linear(2, 64, bias=False)
+
+        def forward(self, x):
+            return self.linear(x) + self.up(self.down(x))
+
+    network, x, requests = prepared(unet()), torch.randn(2, 4, 16, 16), [Request((16, 16), ["middle"]) for _ in range(2)]
+    run_unet(network, x, cross_attention_kwargs={"sag": requests[0]})
+    attn = network.mid_block.attentions[0].transformer_blocks[0].attn1
+    attn.to_q = Added(attn.to_q)
+    run_unet(network, x, cross_attention_kwargs={"sag": requests[1], "scale": 1.0})
+    assert (requests[0].found["middle"].q - requests[1].found["middle"].q).abs().max() > 1e-3
+    assert torch.equal(requests[0].found["middle"].k, requests[1].found["middle"].k)
+
+
 @torch.no_grad()
 def test_odd_sizes_are_halved_upwards():
     request = Request((18, 26), ["middle", "down.0.0"])

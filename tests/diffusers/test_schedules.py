@@ -226,6 +226,18 @@ def test_the_trajectory_owns_its_scheduler():
     torch.testing.assert_close(x[0], -x[1])
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_a_trajectory_may_start_at_any_step(name):
+    """As for image to image. From there on, it comes to the same image as one that started earlier."""
+    sampler = SchedulerSampler(40, name)
+    denoiser, (steps, _) = sampler.respace(Gaussian(PRESERVING)), run(sampler, PRESERVING)
+    x, history = steps[19].x, []
+    for t in reversed(range(20)):
+        step = sampler.step(denoiser.diffusion, x, t, denoiser(x, t), lambda t: torch.zeros(1, 1, 64, 64), history)
+        x, history = step.x, [step]
+    torch.testing.assert_close(x, steps[-1].x, rtol=0, atol=0.02 if name.startswith("DPM") else 1e-6)
+
+
 def test_respacing_twice_is_the_same_as_once():
     sampler = SchedulerSampler(6)
     once = sampler.respace(GuidedDenoiser(Gaussian(PRESERVING), []))
