@@ -3,6 +3,9 @@
 Nothing is downloaded. The library takes the sum over the network's outputs; ours does too (`delta_space`).
 """
 
+import inspect
+
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionSAGPipeline
@@ -24,8 +27,8 @@ def parts(prediction, scheduler=DDIMScheduler):
 
 
 def own(scheduler, prediction):
-    known = {"clip_sample"} if scheduler is not DDIMScheduler else set()
-    return {**{key: value for key, value in BETAS.items() if key not in known}, "prediction_type": prediction}
+    known = inspect.signature(scheduler.__init__).parameters
+    return {**{key: value for key, value in BETAS.items() if key in known}, "prediction_type": prediction}
 
 
 def theirs(pipeline, latents, cfg, **more):
@@ -65,6 +68,18 @@ def test_sag_is_that_of_the_library(prediction, cfg, size):
     assert (expected - plain).abs().max() > 0.05  # guidance does something here
     found = ours(StableDiffusionPipeline(**parts(prediction)), latents, cfg, 0.75, SchedulerSampler(STEPS))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DEIS", "DPMSolverMultistep", "DPMSolverSinglestep", "PNDM", "UniPC"])
+def test_sag_is_that_of_the_library_with_every_deterministic_scheduler_it_takes(name):
+    """The library's pipeline takes schedulers with whole timesteps only."""
+    kind = getattr(diffusers, {"DEIS": "DEISMultistep", "UniPC": "UniPCMultistep"}.get(name, name) + "Scheduler")
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    expected = theirs(StableDiffusionSAGPipeline(**parts("epsilon", kind)), latents, 7.5, sag_scale=0.75)
+    pipeline = StableDiffusionPipeline(**parts("epsilon", kind))
+    found = ours(pipeline, latents, 7.5, 0.75, SchedulerSampler(STEPS, kind.__name__))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
