@@ -131,7 +131,7 @@ def test_it_is_the_pipeline_of_the_library_with_other_schedulers(name, predictio
     reference = build(StableDiffusionSAGPipeline, f"{name}Scheduler", prediction_type=prediction)
     expected = run(reference, noise(), cfg, sag_scale=0.75, steps=STEPS)
     found = run(guide(build(name=f"{name}Scheduler", prediction_type=prediction)), noise(), cfg, sag_scale=0.75, steps=STEPS)
-    torch.testing.assert_close(found, expected, rtol=3e-6, atol=5e-5)  # latents reach 60 where the network knows no noise
+    torch.testing.assert_close(found, expected, rtol=3e-6, atol=1e-4)  # latents reach 60 where the network knows no noise
 
 
 @pytest.mark.parametrize(
