@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from helpers import ROOT
 from tiny import BETAS, dit, sd3, stable_diffusion, stable_diffusion_xl, unet, vae
 
 from sag.diffusers import DiffusersDenoiser, LatentCondition, SchedulerSampler, SelfAttentionGuidancePipeline
@@ -704,3 +706,30 @@ def test_a_transform_changes_what_guidance_adds():
     plain, guided = (run(guide(pipe), noise(), guidance=g) for g in ([], [GuidanceRescale(1.0)]))
     assert not torch.equal(plain, guided)
     assert guided.isfinite().all()
+
+
+# The code of the pages
+
+
+def test_the_examples_run(tmp_path):
+    stable_diffusion(tmp_path / "sd15")
+    xl, _ = stable_diffusion_xl(tmp_path / "sdxl")
+    section = (ROOT / "docs/latent.md").read_text().split("### In a pipeline of diffusers")[1].split("### Schedulers")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    blocks += [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "from_pipe" in b]
+    assert len(blocks) == 4
+    names = {"__name__": "docs"}
+    for block in blocks:
+        small = block.replace("num_inference_steps=30, ", "").replace(
+            "sag_scale=0.75)", "sag_scale=0.75, num_inference_steps=2)"
+        )
+        for folder in ("sd15", "sdxl"):
+            small = small.replace(f"/models/{folder}", str(tmp_path / folder / "model"))
+        exec(small.replace('output="images"', 'output="images", num_inference_steps=2'), names)
+    assert len(names["images"]) == 1
+
+    more = {"prompt": "a", "negative_prompt": "b", "height": 32, "width": 32, "num_inference_steps": STEPS,
+            "output_type": "latent", "latents": noise(size=(16, 16))}  # fmt: skip
+    expected = guide(xl)(**more, guidance_scale=7.5).images
+    torch.testing.assert_close(names["modular"](**more, output="images"), expected, rtol=1e-5, atol=2e-4)
+    assert (expected - xl(**more, guidance_scale=7.5).images).abs().max() > 0.1
