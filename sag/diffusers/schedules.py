@@ -120,6 +120,11 @@ class SchedulerSampler(Sampler):
         unknown = [name for name in options if name not in set().union(*known)]
         if unknown:
             raise ValueError(f"{self.scheduler} has no option {unknown[0]!r}; it has {', '.join(sorted(set().union(*known)))}")
+        if prediction == "flow" and {"beta_schedule", "sigma_data"} & known[0] and "use_flow_sigmas" not in known[0]:
+            raise ValueError(
+                f"{self.scheduler} is for models of eps, v or x_0, and this is a flow model; "
+                "use FlowMatchEulerDiscreteScheduler"
+            )
         if isinstance(training, TrainingSchedule):
             config = dict(training.config)
         else:
@@ -298,10 +303,8 @@ def _kind(scheduler: Any) -> Literal["edm", "exploding", "preserving", "flow", "
     if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) >= len(scheduler.timesteps):
         if scaled:
             return "edm" if "sigma_data" in scheduler.config else "exploding"
-        flow = scheduler.config.get("use_flow_sigmas") or scheduler.config.get("prediction_type", "flow") in (
-            "flow_prediction",
-            "flow",
-        )
+        config = scheduler.config
+        flow = config.get("use_flow_sigmas", config.get("prediction_type", "flow_prediction") == "flow_prediction")
         return "flow" if flow else "preserving"
     if getattr(scheduler, "alphas_cumprod", None) is not None and not scaled:
         return "cumulated"

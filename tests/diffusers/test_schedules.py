@@ -130,6 +130,14 @@ def test_a_scheduler_makes_samples_with_the_spread_of_the_data(name):
         assert correlation > 0.999  # a deterministic sampler keeps every pixel's rank
 
 
+FLOWS_TOO = ["DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep"]
+
+
+@pytest.mark.parametrize("name", FLOWS_TOO)
+def test_a_solver_of_both_kinds_runs_flows(name):
+    assert float(run(SchedulerSampler(20, f"{name}Scheduler"), FLOW)[0][-1].x.std()) == pytest.approx(STD, rel=0.06)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_scheduler_that_cannot_be_guided_is_refused_in_one_sentence(name):
     with pytest.raises(ValueError, match=name) as raised:
@@ -313,8 +321,13 @@ def test_what_does_not_fit_is_said_in_one_sentence(sampler, message):
 
 
 def test_more_that_does_not_fit():
-    with pytest.raises(ValueError, match="DDIMScheduler is for models of eps, v or x_0, and this is a flow model"):
-        SchedulerSampler(10, "DDIMScheduler", {"prediction_type": "epsilon"}).respace(Gaussian(FLOW))
+    for name in ("DDIMScheduler", "EDMEulerScheduler"):
+        with pytest.raises(
+            ValueError, match=f"{name} is for models of eps, v or x_0, and this is a flow model; use FlowMatchEuler"
+        ):
+            SchedulerSampler(10, name).respace(Gaussian(FLOW))
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler does not find an image that the model knows"):
+        SchedulerSampler(10, "UniPCMultistepScheduler", {"use_flow_sigmas": False}).respace(Gaussian(FLOW))
     with pytest.raises(ValueError, match="these were already respaced to 25"):
         SchedulerSampler(10).respace(Gaussian(PRESERVING.respace(25)))
     with pytest.raises(ValueError, match="needs a denoiser that was given to its respace"):
