@@ -46,7 +46,6 @@ POSITIONS = (
     "clip_skip",
 )  # fmt: skip
 """The order of the arguments of the library's StableDiffusionSAGPipeline."""
-NAMES = ("sag", "blur")
 Mask = Literal["attention", "global", "random", "square", "high_frequency"]
 
 
@@ -113,7 +112,7 @@ class SelfAttentionGuidancePipeline:
         self,
         *arguments: Any,
         sag_scale: Scale | None = None,
-        guidance: Sequence[str | Guidance] = (),
+        guidance: str | Sequence[str | Guidance] = "sag",
         layer: str | None = None,
         blur_sigma: float = 1.0,
         blur_kernel: int = 9,
@@ -132,9 +131,9 @@ class SelfAttentionGuidancePipeline:
         Args:
             arguments: For StableDiffusionPipeline, the arguments of the library's StableDiffusionSAGPipeline in its order; for
                 other pipelines, their first argument.
-            sag_scale: The paper's s, by default 0.75. With 0 and no `guidance`, the pipeline is called as it is.
-            guidance: Further techniques: objects of `sag.guidance`, or "blur", which takes the scale and the options of SAG.
-                "sag" stands for SAG itself. Classifier-free guidance is the pipeline's own guidance_scale.
+            sag_scale: The paper's s, by default 0.75, of "sag" and "blur". With 0, they are off.
+            guidance: The techniques: "sag", "blur", which takes the options of SAG, and objects of `sag.guidance`. If all are
+                off, the pipeline is called as it is. Classifier-free guidance is its own guidance_scale.
             layer: The attention layer that SAG reads; None is "middle" for U-Nets, the block in the middle for transformers.
             blur_sigma: See `BlurGuidance`, in latents.
             blur_kernel: See `BlurGuidance`.
@@ -160,20 +159,22 @@ class SelfAttentionGuidancePipeline:
         own = {"sag_scale": sag_scale, "callback": callback, "callback_steps": callback_steps}
         named = {**others, **{name: value for name, value in own.items() if value is not None}}
         call = _named(self, arguments, named)
-        scale: Scale = call.pop("sag_scale", 0.75)
+        scale: Scale | None = call.pop("sag_scale", None)
         _replace_callback(self, call)
         layer = _middle(_inner(getattr(self, self._network))) if layer is None else layer
-        techniques: list[Guidance] = [
-            SelfAttentionGuidance(
+        listed = [guidance] if isinstance(guidance, str) else list(guidance)
+        if scale and not {"sag", "blur"} & {g for g in listed if isinstance(g, str)}:
+            raise ValueError('sag_scale is of "sag" and "blur", and guidance has neither; add one, or leave sag_scale out')
+        scale = 0.75 if scale is None else scale
+        named_techniques: dict[str, Guidance] = {
+            "sag": SelfAttentionGuidance(
                 scale, layer, blur_sigma, blur_kernel, threshold, blend=blend, branch=branch, mask=mask, interval=interval
-            )
-        ]
-        for given in guidance:
-            if given == "blur":
-                techniques.append(BlurGuidance(scale, blur_sigma, blur_kernel, branch, interval))
-            elif given != "sag":
-                techniques.append(_checked(given))
-        if not any(callable(g.scale) or g.scale for g in techniques):
+            ),
+            "blur": BlurGuidance(scale, blur_sigma, blur_kernel, branch, interval),
+        }
+        techniques = [_technique(given, named_techniques) for given in listed]
+        techniques = [g for g in techniques if callable(g.scale) or g.scale]
+        if not techniques:
             return plain.__call__(**call)
         if call.get("skip_guidance_layers") is not None:
             raise ValueError("skip_guidance_layers is guidance in the pipeline's own loop; leave it out, or set sag_scale=0")
@@ -270,14 +271,17 @@ def _replace_callback(pipe: Any, call: dict[str, Any]) -> None:
     call["callback_on_step_end"] = on_step_end
 
 
-def _checked(given: Any) -> Guidance:
+def _technique(given: Any, by_name: Mapping[str, Guidance]) -> Guidance:
+    """Return a technique, which may be given by name."""
+    if isinstance(given, str) and given in by_name:
+        return by_name[given]
     if isinstance(given, (ClassifierFreeGuidance, ScoreGuidance)) or (isinstance(given, str) and given == "cfg"):
         raise ValueError(
             f"{given if isinstance(given, str) else type(given).__name__} cannot be used in a pipeline of the library; "
             "its own argument guidance_scale is classifier-free guidance"
         )
     if not isinstance(given, Guidance):
-        raise ValueError(f"unknown guidance {given!r}; expected {', '.join(NAMES)} or an object of sag.guidance")
+        raise ValueError(f"unknown guidance {given!r}; expected {', '.join(by_name)} or an object of sag.guidance")
     return given
 
 

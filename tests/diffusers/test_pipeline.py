@@ -596,16 +596,15 @@ class Uniform(WeakGuidance):
 def test_any_technique_guides():
     pipe = build()
     passes = Passes(pipe.unet)
-    guided = run(guide(pipe), noise(), sag_scale=0, guidance=[Uniform(1.0, (0, 1))])
+    guided = run(guide(pipe), noise(), guidance=[Uniform(1.0, (0, 1))])
     assert passes.rows == [2, 1] * 2
     assert (guided - run(pipe, noise())).abs().max() > 0.01
     assert torch.equal(passes.inputs[0][:1], passes.inputs[1])
     both = run(guide(pipe), noise(), guidance=["sag", "blur"])
-    names = run(guide(pipe), noise(), guidance=[BlurGuidance(0.75, 1.0, 9)])
-    assert torch.equal(both, names)
+    assert torch.equal(both, run(guide(pipe), noise(), guidance=["sag", BlurGuidance(0.75, 1.0, 9)]))
     assert not torch.equal(both, run(guide(pipe), noise()))
     everywhere = run(guide(pipe), noise(), mask="global")
-    blurred = run(guide(pipe), noise(), sag_scale=0, guidance=[BlurGuidance(0.75, 1.0, 9)])
+    blurred = run(guide(pipe), noise(), guidance="blur")
     torch.testing.assert_close(everywhere, blurred, rtol=0, atol=1e-4)
 
 
@@ -670,6 +669,7 @@ def test_other_loops_are_refused_when_they_ask():
         ({"blur_sigm": 2}, "did you mean blur_sigma"),
         ({"strength": 2}, "no argument 'strength'"),
         ({"guidance": ["pagg"]}, "unknown guidance 'pagg'"),
+        ({"guidance": [Uniform(1.0, (0, 1))], "sag_scale": 1.0}, "guidance has neither"),
         ({"guidance": ["cfg"]}, "its own argument guidance_scale"),
         ({"guidance": [ClassifierFreeGuidance(1.0)]}, "its own argument guidance_scale"),
         ({"callback": print, "callback_on_step_end": print}, "callback cannot be used here"),
@@ -703,7 +703,7 @@ def test_nothing_warns_of_requests(caplog):
 
 def test_a_transform_changes_what_guidance_adds():
     pipe = build()
-    plain, guided = (run(guide(pipe), noise(), guidance=g) for g in ([], [GuidanceRescale(1.0)]))
+    plain, guided = (run(guide(pipe), noise(), guidance=g) for g in (["sag"], ["sag", GuidanceRescale(1.0)]))
     assert not torch.equal(plain, guided)
     assert guided.isfinite().all()
 
