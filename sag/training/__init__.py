@@ -3,7 +3,7 @@
 from sag.training.latents import OfLatents, Reconstruction, latent_scale
 from sag.training.loop import STATE, Settings, Trainer
 from sag.training.losses import Classification, DiffusionLoss, NoisyClassification, Objective
-from sag.training.pictures import Pictures, averaged_network, reconstructions
+from sag.training.pictures import Pictures, reconstructions
 from sag.training.runner import Trained, train
 from sag.training.timesteps import LossSecondMoment, TimestepSampler, Uniform
 
@@ -22,7 +22,6 @@ __all__ = [
     "Trained",
     "Trainer",
     "Uniform",
-    "averaged_network",
     "latent_scale",
     "reconstructions",
     "train",

@@ -86,16 +86,16 @@ def latent_scale(autoencoder: Autoencoder, images: ImageSource, count: int = 10_
     Args:
         autoencoder: The autoencoder, on any device. Its own `scale` has no effect.
         images: Images that it was trained on.
-        count: The number of images to use, from the first on.
+        count: The number of images to use, evenly spread over all of them.
 
     Raises:
         ValueError: If all latents are equal.
     """
-    device, count = next(autoencoder.parameters()).device, min(count, len(images))
+    device = next(autoencoder.parameters()).device
+    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
     number, mean, squares = 0, 0.0, 0.0
-    for start in range(0, count, AT_ONCE):
-        rows = np.arange(start, min(start + AT_ONCE, count))
-        z = autoencoder.encode(dequantise(images.take(rows), device)).double() / autoencoder.scale
+    for start in range(0, len(rows), AT_ONCE):
+        z = autoencoder.encode(dequantise(images.take(rows[start : start + AT_ONCE]), device)).double() / autoencoder.scale
         number, mean, squares = number + z.numel(), mean + float(z.sum()), squares + float(z.square().sum())
     variance = squares / number - (mean / number) ** 2
     if variance <= 0:

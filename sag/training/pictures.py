@@ -52,7 +52,7 @@ class Pictures:
         Raises:
             ValueError: If a file that is not of this run has the picture's name.
         """
-        network = averaged_network(trainer)
+        network = _averaged(trainer)
         # A constant stride leaves out the last steps, which are noise for all other schedules than flows
         steps = self.steps if self.diffusion.schedule.variances is None else f"ddim{self.steps}"
         denoiser = Denoiser(network, self.diffusion, self.null_label, self.autoencoder).respace(steps)
@@ -75,15 +75,11 @@ def reconstructions(trainer: Trainer) -> None:
         ValueError: If a file that is not of this run has the picture's name.
     """
     images = dequantise(trainer.data.take(np.arange(min(GRID, len(trainer.data)))), trainer.device)
-    _write(trainer, torch.cat([images, averaged_network(trainer)(images).images], dim=2))
+    _write(trainer, torch.cat([images, _averaged(trainer)(images).images], dim=2))
 
 
-def averaged_network(trainer: Trainer) -> Any:
-    """Return the network of a training with the slowest average of its weights, in eval mode.
-
-    Args:
-        trainer: The training.
-    """
+def _averaged(trainer: Trainer) -> Any:
+    """Return the network of a training with the slowest average of its weights, in eval mode."""
     network = copy.deepcopy(trainer.network)
     network.load_state_dict(trainer.averaged(max(trainer.ema)))
     return network.eval().requires_grad_(False)
