@@ -30,7 +30,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from helpers import ROOT
-from tiny import BETAS, dit, sd3, stable_diffusion, stable_diffusion_xl, unet, vae
+from tiny import BETAS, dit, lively, sd3, stable_diffusion, stable_diffusion_xl, unet, vae
 
 from sag.diffusers import DiffusersDenoiser, LatentCondition, SchedulerSampler, SelfAttentionGuidancePipeline
 from sag.diffusers.pipeline import POSITIONS
@@ -299,13 +299,14 @@ def test_each_sample_of_a_batch_is_guided_by_its_own_prompt():
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
+def controlnet(network):
+    return lively(ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(4, 4)))
+
+
 @pytest.mark.parametrize("guess", [False, True])
 def test_controlnet_controls_both_passes(guess):
     network = unet()
-    control = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(4, 4))
-    for parameter in control.parameters():
-        if parameter.detach().abs().max() == 0:
-            torch.nn.init.normal_(parameter, std=0.1)
+    control = controlnet(network)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(6))
     pipe = build(StableDiffusionControlNetPipeline, network=network, more={**WITHOUT, "controlnet": control})
     pipe.control_image_processor.config.vae_scale_factor = 2
@@ -363,6 +364,49 @@ def test_sdxl_has_its_own_layers(tmp_path):
     del more["height"], more["width"]
     images = StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
     assert not torch.equal(run(images, **more), run(guide(images), **more))
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "name",
+    ["StableDiffusionControlNetImg2Img", "StableDiffusionControlNetInpaint", "StableDiffusionXLInpaint",
+     "StableDiffusionXLControlNet", "StableDiffusionXLControlNetImg2Img", "StableDiffusionXLControlNetInpaint",
+     "LatentConsistencyModel", "LatentConsistencyModelImg2Img", "StableDiffusion3Img2Img"],
+)  # fmt: skip
+def test_relatives_are_guided(name, tmp_path):
+    kind = getattr(diffusers, f"{name}Pipeline")
+    base, _ = (stable_diffusion_xl if "XL" in name else stable_diffusion)(tmp_path)
+    parts = {**base.components, **({"add_watermarker": False} if "XL" in name else {"requires_safety_checker": False})}
+    more = {"prompt": "a"}
+    if "ControlNet" in name:
+        parts["controlnet"] = controlnet(base.unet)
+    if "Consistency" in name:
+        parts |= {"unet": unet(time_cond_proj_dim=8), "scheduler": scheduler("LCMScheduler")}
+    if "3" in name:
+        parts = dict.fromkeys(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
+        parts |= {"transformer": sd3(), "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0), "vae": vae(shift_factor=0.1)}
+        more = {"prompt_embeds": TEXT, "negative_prompt_embeds": NEGATIVE}
+        more |= {"pooled_prompt_embeds": torch.ones(1, 32), "negative_pooled_prompt_embeds": torch.zeros(1, 32)}
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    for processor in ("image_processor", "control_image_processor", "mask_processor"):
+        if hasattr(pipe, processor):
+            getattr(pipe, processor).config.vae_scale_factor = 2
+    known = inspect.signature(kind.__call__).parameters
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    given = {"image": image, "control_image": image, "mask_image": torch.ones(1, 1, 32, 32)}
+    given |= {"height": 32, "width": 32, "num_inference_steps": 4}
+    more |= {key: value for key, value in given.items() if key in known}
+
+    def made(p):
+        return p(**more, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+
+    plain = made(pipe)
+    passes = Passes(pipe.transformer if "3" in name else pipe.unet)
+    guided = made(guide(pipe))
+    assert passes.rows == ([1, 1] if "Consistency" in name else [2, 1]) * (len(passes.rows) // 2)
+    assert 0.01 < (guided - plain).abs().mean() / plain.abs().mean() < 1
+    assert torch.equal(made(pipe), plain)
 
 
 def test_dit_asks_about_the_label_first(tmp_path):
