@@ -46,6 +46,7 @@ POSITIONS = (
     "clip_skip",
 )  # fmt: skip
 """The order of the arguments of the library's StableDiffusionSAGPipeline."""
+DEFAULT_SCALE = 0.75
 Mask = Literal["attention", "global", "random", "square", "high_frequency"]
 
 
@@ -165,7 +166,7 @@ class SelfAttentionGuidancePipeline:
         listed = [guidance] if isinstance(guidance, str) else list(guidance)
         if scale and not {"sag", "blur"} & {g for g in listed if isinstance(g, str)}:
             raise ValueError('sag_scale is of "sag" and "blur", and guidance has neither; add one, or leave sag_scale out')
-        scale = 0.75 if scale is None else scale
+        scale = DEFAULT_SCALE if scale is None else scale
         named_techniques: dict[str, Guidance] = {
             "sag": SelfAttentionGuidance(
                 scale, layer, blur_sigma, blur_kernel, threshold, blend=blend, branch=branch, mask=mask, interval=interval
@@ -199,8 +200,37 @@ def _guided(kind: Any, network: str) -> type:
     def put(pipe: Any, value: Any) -> None:
         pipe.__dict__[network] = value
 
-    members = {network: property(get, put), "_network": network, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    def call(pipe: Any, *arguments: Any, **named: Any) -> Any:
+        return SelfAttentionGuidancePipeline.__call__(pipe, *arguments, **named)
+
+    call.__doc__ = SelfAttentionGuidancePipeline.__call__.__doc__
+    call.__signature__ = _signature(kind)  # type: ignore[attr-defined]  # so that editors and notebooks list the arguments
+    members = {
+        network: property(get, put),
+        "_network": network,
+        "__call__": call,
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind.__name__, (SelfAttentionGuidancePipeline, kind), members)
+
+
+def _signature(kind: Any) -> inspect.Signature:
+    """Return the arguments of a guided pipeline: its own, and those of guidance."""
+    own, options = (
+        inspect.signature(function).parameters for function in (kind.__call__, SelfAttentionGuidancePipeline.__call__)
+    )
+    known = {name: p for name, p in {**own, **options}.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known["sag_scale"] = known["sag_scale"].replace(default=DEFAULT_SCALE)
+    order = ["self", *_order(kind, [name for name in own if name != "self"])]
+    by_position = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
+    by_name = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in known.items() if name not in order]
+    return inspect.Signature([*by_position, *by_name])
+
+
+def _order(kind: Any, own: Sequence[str]) -> Sequence[str]:
+    """Return the names of the arguments that a pipeline of this kind takes by position."""
+    return POSITIONS if issubclass(kind, StableDiffusionPipeline) else own[:1]
 
 
 def _inner(network: Any) -> Any:
@@ -234,7 +264,7 @@ def _named(pipe: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> dic
     kind = type(pipe)
     own = inspect.signature(super(SelfAttentionGuidancePipeline, pipe).__call__).parameters
     known = [name for name, p in own.items() if p.kind is not p.VAR_KEYWORD]
-    order = POSITIONS if issubclass(kind, StableDiffusionPipeline) else known[:1]
+    order = _order(kind, known)
     if len(arguments) > len(order):
         raise ValueError(f"{kind.__name__} takes {len(order)} arguments by position here; give the others by name")
     by_position = dict(zip(order, arguments, strict=False))

@@ -30,6 +30,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from helpers import ROOT
+from peft import LoraConfig
 from tiny import BETAS, dit, lively, sd3, stable_diffusion, stable_diffusion_xl, unet, vae
 
 from sag.diffusers import DiffusersDenoiser, LatentCondition, SchedulerSampler, SelfAttentionGuidancePipeline
@@ -777,3 +778,26 @@ def test_the_examples_run(tmp_path):
     expected = guide(xl)(**more, guidance_scale=7.5).images
     torch.testing.assert_close(names["modular"](**more, output="images"), expected, rtol=1e-5, atol=2e-4)
     assert (expected - xl(**more, guidance_scale=7.5).images).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_lora_of_the_network_works_and_its_scale_too(tmp_path):
+    pipe, _ = stable_diffusion(tmp_path)
+    guided, x = guide(pipe), noise(size=(16, 16))
+
+    def images(pipe, **more):
+        return pipe("a fox", latents=x, num_inference_steps=2, output_type="latent", guidance_scale=3.0, **more).images
+
+    without = images(guided)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    assert (images(guided) - without).abs().max() > 0.01
+    assert torch.equal(images(guided, cross_attention_kwargs={"scale": 0.0}), without)
+    assert torch.equal(images(guided, sag_scale=0), images(pipe))
+
+
+def test_the_arguments_are_those_of_the_library_s_pipeline_with_sag():
+    *expected, _ = inspect.signature(StableDiffusionSAGPipeline.__call__).parameters  # it has no further names at the end
+    listed = inspect.signature(guide(build()).__call__).parameters
+    assert list(listed)[:20] == expected[1:]
+    assert {"clip_skip", "callback_on_step_end", "guidance", "layer"} < set(listed)
+    assert listed["sag_scale"].default == 0.75
