@@ -61,6 +61,7 @@ def test_commands_work_from_any_folder(installed):
     assert "wrote     first/samples_2x32x32x3.npz" in printed
     assert installed("sag-status", "out=first") == "finished  first/samples_2x32x32x3.npz\n"
     assert "fid" in installed("sag-evaluate", "samples=first", "metrics=[fid]", "device=cpu")
+    assert "from latents of 8x8x4" in installed("sag-sample", *QUICK, "model=fashion32_latent", "out=latent")
     planned = installed("sag-reproduce", "table=fashion", "dry_run=true", "device=cpu")
     assert "TFLOP/s" in planned
 

@@ -44,7 +44,7 @@ FOLDERS = {
     "sd35_medium": "stabilityai/stable-diffusion-3.5-medium",
     "own_diffusers": "a/b",
 }
-BUNDLED = ["fashion32", "fashion32_weak"]
+BUNDLED = ["fashion32", "fashion32_latent", "fashion32_weak"]
 FILES = {
     "adm_imagenet64": "64x64_diffusion.pt",
     "adm_imagenet128": "128x128_diffusion.pt",
