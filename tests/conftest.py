@@ -29,6 +29,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    for name in ("sag", "evaluations"):  # a program that ran in this process before may have shown logs on the screen
+        logging.getLogger(name).handlers.clear()
     monkeypatch.setenv("SAG_CACHE", str(tmp_path / "cache"))
 
 
