@@ -68,8 +68,8 @@ def settle(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
     if "flags" in cfg.model:
         notes = _expand(cfg, given)
         fix_values(cfg, None)
-    elif OmegaConf.is_missing(load_config("model", str(choices.get("model"))) or OmegaConf.create(), "checkpoint"):
-        if "model.name" not in given and not OmegaConf.is_missing(cfg.model, "checkpoint"):  # a config for any weights
+    elif "denoiser" in cfg.model and _is_for_any_weights(str(choices.get("model"))):
+        if "model.name" not in given and not OmegaConf.is_missing(cfg.model, "checkpoint"):
             cfg.model.name = _own_name(cfg.model.checkpoint)
         fix_values(cfg, str(choices["model"]))
     else:
@@ -111,6 +111,12 @@ def reference_of(recorded: Mapping[str, Any]) -> str | None:
     base = load_config("model", str(model.get("name")))
     lent = base is not None and model.get("reference") == base.get("reference") and _differing(model, base)
     return None if lent else model.get("reference")
+
+
+def _is_for_any_weights(name: str) -> bool:
+    """Return whether a config of the group model leaves its weights to the user."""
+    base = load_config("model", name)
+    return base is not None and OmegaConf.is_missing(base, "checkpoint")
 
 
 def _base(node: DictConfig, group: str, choice: str) -> tuple[str, DictConfig | None]:

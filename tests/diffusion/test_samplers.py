@@ -33,7 +33,11 @@ class ExactDenoiser:
         return Prediction(eps.view(x_t.shape), self.diffusion.fixed_log_variance(t, x_t))
 
 
-@pytest.mark.parametrize("sampler", [DDPM(1000), DDIM(1000), DDIM(1000, eta=1.0)], ids=["ddpm", "ddim", "ddim-eta1"])
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(DDPM(1000), marks=pytest.mark.slow), DDIM(1000), DDIM(1000, eta=1.0)],
+    ids=["ddpm", "ddim", "ddim-eta1"],
+)
 def test_gaussian_data_comes_back_with_its_mean_and_covariance(sampler):
     n = 40000
     x_T = noise(3, 1000, (n, 2, 1, 1))

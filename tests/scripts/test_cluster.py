@@ -195,6 +195,7 @@ def test_leftovers_of_a_killed_writer_do_no_harm(zygote, expected, tmp_path):
     assert finished(out, expected)
 
 
+@pytest.mark.slow
 def test_the_status_of_a_run(zygote, run_script, tmp_path):
     def told(out):
         return run_script(status.main, "status", status.StatusConfig, f"out={out}")

@@ -109,6 +109,7 @@ def script(run_script, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_published_numbers_are_those_of_the_papers(experiments):
     found = {name: cfg.published for name, cfg in experiments.items()}
     assert {name for name, published in found.items() if published is not None} == set(PUBLISHED)
@@ -124,6 +125,7 @@ def test_published_numbers_are_those_of_the_papers(experiments):
         assert (found[name].source, found[name].extractor) == (source, EXTRACTOR), name
 
 
+@pytest.mark.slow
 def test_dit_is_guided_as_in_its_paper(experiments):
     """Its cfg is 1 + scale, and guides 3 of the 4 channels."""
     for name in (name for name in PUBLISHED if name.startswith("dit")):
@@ -135,6 +137,7 @@ def test_dit_is_guided_as_in_its_paper(experiments):
         assert cfg.model.name == f"dit_xl2_{name[3:6]}"
 
 
+@pytest.mark.slow
 def test_published_settings_are_those_of_the_papers(experiments):
     for name, (scale, layer, sigma, classifier, steps, batch) in SETTINGS.items():
         cfg = experiments[name]
@@ -151,6 +154,7 @@ def test_published_settings_are_those_of_the_papers(experiments):
             assert identity(twin) == identity(cfg)
 
 
+@pytest.mark.slow
 def test_every_row_composes_and_those_of_papers_are_experiments(experiments):
     found = []
     with open_configs():

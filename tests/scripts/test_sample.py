@@ -147,7 +147,10 @@ def meanwhile(script, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("moment", ["read_shard", "write_shard", "check_shards", "picture", "pack"])
+@pytest.mark.parametrize(
+    "moment",
+    ["read_shard", *(pytest.param(m, marks=pytest.mark.slow) for m in ("write_shard", "check_shards", "picture")), "pack"],
+)
 def test_a_run_that_another_process_finishes_meanwhile_ends_well(script, meanwhile, moment):
     """The other one packs and removes the shards; it takes over the claims, as those of a process that seems dead."""
 
@@ -160,7 +163,7 @@ def test_a_run_that_another_process_finishes_meanwhile_ends_well(script, meanwhi
     meanwhile(moment, another_finishes)
 
 
-@pytest.mark.parametrize("moment", ["read_shard", "check_shards", "pack"])
+@pytest.mark.parametrize("moment", ["read_shard", pytest.param("check_shards", marks=pytest.mark.slow), "pack"])
 def test_a_shard_that_another_process_removes_meanwhile_is_made_again(meanwhile, moment):
     meanwhile(moment, lambda out: (out / "shards/00000000-00000001.npz").unlink())
 
@@ -301,7 +304,11 @@ def test_an_upsampler_enlarges_the_samples_of_another_run(script, tmp_path):
         (["low_res=x.npz"], "low_res=x.npz is for upsampling models"),
         (["sampler.steps=2000"], "cannot keep 2000 of 1000"),
         (["sampler.steps=fast"], "steps must look like 250"),
-        (["model.network.channel_mult=[1,2]"], "does not fit the network.*its entries fit model=fashion32"),
+        pytest.param(
+            ["model.network.channel_mult=[1,2]"],
+            "does not fit the network.*its entries fit model=fashion32",
+            marks=pytest.mark.slow,
+        ),
         ([f"model.checkpoint={GOLDEN / 'fashion32_reference.json'}"], "(not a checkpoint|more than plain tensors)"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -360,6 +367,7 @@ def test_values_that_are_not_finite_stop_the_run(script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_and_the_traceback_is_there_when_asked_for():
     command = [sys.executable, str(ROOT / "scripts/sample.py"), "num_samples=0"]
     short, full = (

@@ -56,6 +56,7 @@ def test_of_twelve_points_one_fails_and_eleven_are_scored(script, store):
     assert all(run.time == before[run.key] for run in again if run.key in before)
 
 
+@pytest.mark.slow
 def test_sweeps_of_another_number_of_samples_are_tables_of_their_own(script):
     script("guidance.sag.scale=0.1,0.2")
     printed = script("guidance.sag.scale=0.1,0.2", "num_samples=5")
@@ -77,6 +78,7 @@ def test_a_point_whose_value_is_refused_stops_nothing(store, tmp_path, monkeypat
     assert "fid" in scored.metrics
 
 
+@pytest.mark.slow
 def test_a_sweeper_minimises_the_objective(script, store):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1"]

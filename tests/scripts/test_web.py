@@ -138,6 +138,7 @@ steps: 2
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_texts_has_a_prompt_and_the_command_its_folder_of_configs(tmp_path, repeat):
     from evaluations.web.page import page  # here, as Gradio takes seconds to import, in every worker
 

@@ -100,7 +100,7 @@ def test_the_state_of_something_else_is_refused(tmp_path):
         trained(tmp_path)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_processes_that_do_not_meet_say_so(tmp_path, monkeypatch, rank):
     """As when the master cannot be reached (rank 1), or another host was started with fewer processes (rank 0)."""
     with socket.socket() as probe:
