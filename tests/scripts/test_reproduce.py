@@ -185,7 +185,10 @@ def reduced(node):
     """A network of the same architecture, narrow, with random weights."""
     node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
     heads = node.get("num_head_channels")
-    node.model_channels = round(32 / min(1, *node.get("channel_mult", [1])))
+    if "width" in node:  # a transformer; SAG reads a block in the middle
+        node.width, node.heads = 32, 2
+    else:
+        node.model_channels = round(32 / min(1, *node.get("channel_mult", [1])))
     if heads is not None and heads > 0:
         node.num_head_channels = 16
     torch.manual_seed(0)
