@@ -84,6 +84,7 @@ def test_unknown_names_are_refused(configs, what, parts, message):
         download(what, parts)
 
 
+@pytest.mark.slow
 def test_the_published_models_and_their_files():
     unets = [name for name in model_downloads._models("all") if name.startswith(("adm", "iddpm"))]
     found = {part: list(model_downloads._addresses(unets, [part])) for part in ("checkpoint", "classifier", "reference")}

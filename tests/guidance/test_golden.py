@@ -20,7 +20,9 @@ def classifier():
     return fill(Classifier.from_flags(CASES["classifier_flags"]))
 
 
-@pytest.mark.parametrize("name", CASES["cases"])
+@pytest.mark.parametrize(  # those without SAG are parts of those with it
+    "name", [name if "sag" in name else pytest.param(name, marks=pytest.mark.slow) for name in CASES["cases"]]
+)
 def test_guided_steps_are_those_of_the_released_program(name, classifier):
     case = CASES["cases"][name]
     flags = case["model_flags"]

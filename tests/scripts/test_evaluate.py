@@ -54,6 +54,7 @@ def test_a_table_and_a_record_beside_the_samples(script, batches, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_not_scored_again_unless_something_changed(script, batches, tmp_path, monkeypatch):
     first = script(*batches)
     monkeypatch.setattr(score_files, "score", None)

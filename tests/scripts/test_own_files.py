@@ -377,10 +377,11 @@ def run_at_once(row, folder, device, **options):
 @pytest.mark.parametrize(
     ("program", "arguments", "names"),
     [
-        (
+        pytest.param(
             visualize,
             ["sampler.steps=2", "samples=[0]", "moments=1", "device=cpu"],
             ["output.2.png", "output.2.gif", "record.json"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             demo,

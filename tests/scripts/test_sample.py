@@ -219,6 +219,7 @@ def test_without_out_the_folder_is_named_by_the_settings(script, tmp_path, monke
     assert folders[3].startswith("outputs/fashion32-none-")
 
 
+@pytest.mark.slow
 def test_every_technique_runs_from_the_command_line(script, tmp_path, conditional):
     images = {}
     for guidance in ("[]", "[sag]", "[blur]", "[classifier]", "[cfg]", "[sag,classifier,cfg]"):

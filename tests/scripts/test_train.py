@@ -55,6 +55,7 @@ def test_a_run_writes_checkpoints_pictures_and_a_log_and_continues(script, data,
         script(*TINY_MODEL, *data, "settings.steps=4", "settings.learning_rate=1e-3", f"out={out}")
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_the_weights_of_a_checkpoint(script, data, tmp_path):
     script(*TINY_MODEL, *data, "settings.steps=2", f"out={tmp_path / 'first'}")
     weights = tmp_path / "first/model000002.pt"

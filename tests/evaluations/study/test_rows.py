@@ -18,7 +18,7 @@ SCORING = [
 STUDY = [name for name in choices("table") if name.startswith("fashion_")]
 
 
-@pytest.mark.parametrize("table", STUDY)
+@pytest.mark.parametrize("table", [STUDY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STUDY[1:])])
 def test_rows_of_the_study_have_the_keys_of_its_stored_results(table):
     """Or else the study would be sampled again by whoever adds a row to it."""
     runs = Results(ROOT / "docs/study/results.sqlite").runs()
