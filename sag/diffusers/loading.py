@@ -79,6 +79,10 @@ def load_denoiser(
     without: dict[str, Any] = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
     if "safety_checker" in without:
         without["requires_safety_checker"] = False
+    parts = [name for name, of in index.items() if isinstance(of, list) and of[0] is not None and name not in without]
+    absent = [name for name in parts if not (folder / name).is_dir()]
+    if absent:
+        raise ValueError(f"{path} is incomplete: its model_index.json names {absent[0]}, and there is no such folder")
     try:
         with _silent():
             pipeline = DiffusionPipeline.from_pretrained(

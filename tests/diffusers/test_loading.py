@@ -197,3 +197,11 @@ def test_a_folder_named_like_the_library_is_not_the_library(monkeypatch, tmp_pat
     monkeypatch.delitem(sys.modules, "transformers")
     with pytest.raises(ValueError, match="needs the library transformers"):
         require("this")
+
+
+def test_a_folder_that_lacks_a_part_is_incomplete(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["sd"][1], folder)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ValueError, match=r"model is incomplete: its model_index\.json names vae, and there is no such folder"):
+        load_denoiser(str(folder), CPU)
