@@ -38,8 +38,8 @@ def main(cfg: DictConfig) -> None:
     from evaluations.benchmark.record import ResultFile, machine
     from sag.devices import pick_device
 
-    if cfg.part not in ("sampling", "evaluation", "cluster"):
-        raise ValueError(f"part must be sampling, evaluation or cluster, got {cfg.part!r}")
+    if cfg.part not in ("sampling", "evaluation", "cluster", "processor"):
+        raise ValueError(f"part must be sampling, evaluation, cluster or processor, got {cfg.part!r}")
     if cfg.batch_size < 1 or cfg.rounds < 1 or not cfg.samples or min(cfg.samples) < 10:
         raise ValueError(
             f"batch_size and rounds must be at least 1, samples at least 10; got {cfg.batch_size}, {cfg.rounds}, {cfg.samples}"
@@ -60,6 +60,12 @@ def main(cfg: DictConfig) -> None:
 
         samples, shown = list(cfg.samples), lambda measured: print(measured.describe(), flush=True)
         facts = asdict(benchmark_evaluation(samples, batch_size=cfg.batch_size, device=cfg.device, watch=shown))
+    elif cfg.part == "processor":
+        from evaluations.benchmark.processor import benchmark_processor
+
+        cost = benchmark_processor(cfg.batch_size, cfg.rounds, device=cfg.device)
+        print(cost.describe())
+        facts = asdict(cost)
     else:
         from evaluations.benchmark.cluster import benchmark_cluster
 

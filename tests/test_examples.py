@@ -23,6 +23,7 @@ FUNCTIONS = {  # what programs call
     "download": "evaluations.model_downloads.download",
     "benchmark part=sampling": "evaluations.benchmark.sampling.benchmark_sampling",
     "benchmark part=evaluation": "evaluations.benchmark.evaluation.benchmark_evaluation",
+    "benchmark part=processor": "evaluations.benchmark.processor.benchmark_processor",
     "benchmark part=cluster": "evaluations.benchmark.cluster.benchmark_cluster",
 }
 SLOW = ["evaluations.benchmark.cluster.benchmark_cluster"]

@@ -63,7 +63,8 @@ def test_processes_are_measured_with_the_program_that_samples(script, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"), [("part=training", "part must be sampling, evaluation or cluster"), ("samples=[3]", "at least 10")]
+    ("argument", "message"),
+    [("part=training", "part must be sampling, evaluation, cluster or processor"), ("samples=[3]", "at least 10")],
 )
 def test_bad_requests_are_one_sentence(script, argument, message):
     with pytest.raises(SystemExit, match=message):
@@ -77,3 +78,11 @@ def test_memory_of_precision_and_recall(tmp_path):
     small, large = json.loads((tmp_path / "evaluation.json").read_text())["precision_recall"]
     assert small["peak_memory"] < 1e9
     assert large["peak_memory"] < 1.5e9
+
+
+@pytest.mark.slow
+def test_the_processor_of_diffusers_is_measured(script, tmp_path):
+    printed = script("part=processor", "rounds=1", "device=cpu")
+    assert "the processor adds " in printed
+    facts = json.loads((tmp_path / "processor.json").read_text())
+    assert facts["seconds_sag"] > facts["seconds_prepared"] > 0  # two passes, and one
