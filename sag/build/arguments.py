@@ -19,6 +19,7 @@ from sag.flags import CLASSIFIER_FLAGS, DIFFUSION_FLAGS, NETWORK_FLAGS
 
 LITERAL = ("model.flags", "prompt", "negative_prompt")
 """Keys whose values are one text each, whatever commas it has."""
+QUOTES = ("'", '"')
 TEXTS = ("checkpoint", "path", "flags", "reference", "weights", "folder")
 """The last parts of keys whose values are texts, which are taken literally."""
 
@@ -111,8 +112,8 @@ def _quoted(override: str, schema: type, parser: OverridesParser) -> str:
     if value.startswith("~/"):  # not every shell replaces it after the = of an argument
         return f"{key}={quote(os.path.expanduser(value))}"
     if plain in LITERAL:
-        value = value.replace("${", r"\${")
-        return override if parsed is not None and value[:1] in ("'", '"') else f"{key}={quote(value)}"
+        value = re.sub(r"(?<!\\)\$\{", r"\\${", value)  # once, however often it is read
+        return f"{key}={value if parsed is not None and value[:1] in QUOTES else quote(value)}"
     if parsed is not None and (parsed.is_sweep_override() or isinstance(parsed.value(), str)):
         return override
     return f"{key}={quote(value)}"

@@ -58,7 +58,7 @@ WORDS = {
     types.NoneType: "null",
     Path: "a path",
 }
-LATER = ("device", "precision", "compiled")
+GIVEN_LATER = ("device", "precision", "compiled")
 """What `sag.build.denoiser` gives to whatever makes the denoiser."""
 PLURALS = {int: "whole numbers", float: "numbers", str: "names", bool: "true or false"}
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
@@ -101,7 +101,7 @@ def check_targets(cfg: DictConfig) -> None:
             raise ValueError(f"{place}._target_={node._target_} cannot be imported: {reason}") from error
         parameters, hints = _signature(target)
         given = [str(key) for key in node if not str(key).startswith("_")]
-        later = LATER if place == "model.denoiser" else ()
+        later = GIVEN_LATER if place == "model.denoiser" else ()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             unknown = [key for key in given if key not in parameters]
             if unknown:

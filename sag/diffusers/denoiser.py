@@ -11,18 +11,12 @@ from torch import Tensor
 from sag.diffusers.attention import Request, latent_size, prepare
 from sag.diffusers.autoencoder import LibraryAutoencoder
 from sag.diffusers.networks import Call, LatentCondition, call_dit, caller
-from sag.diffusers.schedules import training_schedule
+from sag.diffusers.schedules import OUTPUTS, training_schedule
 from sag.diffusion import AutoencoderLike, Condition, GaussianDiffusion, Memory, Prediction, Schedule
 from sag.diffusion.condition import check_condition
 from sag.models import Attend, AttentionLayer, check_layers
 
 DeltaSpace = Literal["output", "eps"]
-PREDICTIONS: Mapping[str, Literal["eps", "x_0", "v", "flow"]] = {
-    "epsilon": "eps",
-    "sample": "x_0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
 
 
 @dataclass(frozen=True)
@@ -261,9 +255,9 @@ def _diffusion(network: Any, config: dict[str, Any], delta_space: DeltaSpace | N
     """Return the diffusion that the scheduler's config of a model describes."""
     training = training_schedule(config)
     given = config.get("prediction_type", "epsilon")
-    prediction = "flow" if training.variances is None else PREDICTIONS.get(given)
+    prediction = "flow" if training.variances is None else OUTPUTS.get(given)
     if prediction is None:
-        raise ValueError(f"the scheduler's config has prediction_type={given}; expected one of {', '.join(PREDICTIONS)}")
+        raise ValueError(f"the scheduler's config has prediction_type={given}; expected one of {', '.join(OUTPUTS)}")
     learned = network.config.get("out_channels") == 2 * network.config.in_channels
     space = delta_space or ("eps" if prediction == "eps" else "output")
     return GaussianDiffusion(training, "learned_range" if learned else None, prediction, clip_denoised=False, delta_space=space)

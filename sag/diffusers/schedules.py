@@ -22,7 +22,12 @@ from sag.diffusion.samplers import Predict
 from sag.diffusion.schedule import Table
 
 Output = Literal["eps", "x_0", "v", "minus_v", "flow"]
-OUTPUTS: Mapping[str, Output] = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v", "flow_prediction": "flow"}
+OUTPUTS: Mapping[str, Literal["eps", "x_0", "v", "flow"]] = {
+    "epsilon": "eps",
+    "sample": "x_0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
 TYPES = {"eps": "epsilon", "x_0": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
 """What a scheduler is given, by what the model predicts. Every scheduler takes epsilon, few take the clean image."""
 OF_THE_BATCH = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")

@@ -153,7 +153,7 @@ def test_bad_input_is_one_sentence(composed, tmp_path, overrides, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["a fox, in snow", "", "[x]", "${y}", "it's", '"quoted"', "k=v", "null and void", "{a: b}", "a: b", "5"]
+    "text", ["a fox, in snow", "", "[x]", "${y}", '"${y}"', "it's", '"quoted"', "k=v", "null and void", "{a: b}", "a: b", "5"]
 )
 def test_prompts_are_taken_literally(text):
     (override,) = read_arguments([f"prompt={text}"], sag.build.SampleConfig)
